@@ -1,0 +1,90 @@
+"""Where adapters go: names of a backbone's linear maps, and putting layers in their place."""
+
+import re
+from collections.abc import Callable, Sequence
+
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+
+from coadapt._errors import InputError, nearest
+from coadapt.adapters.layer import PartitionedLinear, linear_shape
+
+# An output head or a pooler is not part of the backbone proper: PEFT's "all-linear" leaves the
+# head out too, and the pooler of a mean-pooled encoder is not even run.
+_NOT_BACKBONE = re.compile(r"(^|\.)(pooler|classifier|score|lm_head)(\.|$)")
+
+
+def target_names(backbone: nn.Module, targets: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the full names of the modules to adapt, in the order in which the backbone has them.
+
+    Args:
+        backbone: a transformers model without head.
+        targets: ``"attention"`` (the projections that PEFT adapts by default in this family),
+            ``"all-linear"`` (every linear map but poolers and heads), a regular expression that
+            must match a full name, or a sequence of names or name endings (``"query"``).
+
+    Raises:
+        InputError: if the family is unknown, or nothing matches.
+    """
+    linear = [name for name, module in backbone.named_modules() if linear_shape(module)]
+    if targets == "all-linear":
+        found = [name for name in linear if not _NOT_BACKBONE.search(name)]
+    elif isinstance(targets, str) and targets != "attention":
+        found = _matching(linear, targets)
+    else:
+        endings = _family_default(backbone) if targets == "attention" else list(targets)
+        found = [n for n in linear if any(n == e or n.endswith(f".{e}") for e in endings)]
+        _refuse_unmatched(linear, found, endings)
+    if not found:
+        raise InputError(f"target_modules {targets!r} matches no linear module{_hint(linear, targets)}")
+    return tuple(found)
+
+
+def _matching(linear: list[str], pattern: str) -> list[str]:
+    try:
+        return [name for name in linear if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise InputError(f"target_modules {pattern!r} is no regular expression: {error}") from error
+
+
+def _family_default(backbone: nn.Module) -> list[str]:
+    family = str(getattr(backbone.config, "model_type", ""))
+    known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    if family not in known:
+        raise InputError(
+            f"no default target modules are known for model type '{family}'; "
+            "set target_modules to names, a regular expression or 'all-linear'"
+        )
+    return list(known[family])
+
+
+def _refuse_unmatched(linear: list[str], found: list[str], endings: Sequence[str]) -> None:
+    for ending in endings:
+        if not any(name == ending or name.endswith(f".{ending}") for name in found):
+            hint = _hint(linear, ending)
+            raise InputError(f"target_modules: no linear module is named '{ending}'{hint}")
+
+
+def _hint(linear: list[str], wanted: str | Sequence[str]) -> str:
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    return nearest(wanted if isinstance(wanted, str) else wanted[0], kinds)
+
+
+def inject(
+    backbone: nn.Module, names: Sequence[str], make: Callable[[nn.Module], PartitionedLinear]
+) -> dict[str, PartitionedLinear]:
+    """Replace each named module by ``make(module)`` and return the new layers by name."""
+    layers: dict[str, PartitionedLinear] = {}
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        layer = make(backbone.get_submodule(name))
+        setattr(backbone.get_submodule(parent), child, layer)
+        layers[name] = layer
+    return layers
+
+
+def eject(backbone: nn.Module, layers: dict[str, PartitionedLinear]) -> None:
+    """Put the base modules back: the exact inverse of :func:`inject`, no weight was edited."""
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), child, layer.base)

@@ -1,0 +1,197 @@
+"""Loading a stock transformers encoder, and turning its output into one vector a row."""
+
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
+
+from coadapt._errors import InputError
+from coadapt.assets import resolve_model
+
+logger = logging.getLogger(__name__)
+
+Pooling = Literal["mean", "cls", "pooler"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The base model and how it is used.
+
+    Args:
+        name: a hub id, a folder, or an asset such as ``asset:minilm``.
+        target_modules: ``attention`` (what PEFT adapts by default in the family), ``all-linear``, a
+            regular expression, or names.
+        pooling: ``mean`` over the tokens, ``cls`` (the first token) or the model's own trained
+            ``pooler``; ``auto`` takes what a sentence encoder declares, else a trained pooler, else
+            ``cls``.
+        dtype: of the frozen backbone; ``auto`` is bfloat16 where the processor has it. Adapters,
+            heads, losses and optimizer state are float32 always.
+        max_length: tokens; longer texts are cut and counted.
+        backbone_dropout: keep the backbone's own dropout while training. Off by default: it costs
+            a third of a step on a CPU, and the adapters have theirs.
+        attn_implementation: passed to transformers; None leaves it the choice.
+        trust_remote_code: passed to transformers; runs code that the model's author ships.
+    """
+
+    name: str
+    target_modules: str | tuple[str, ...] = "attention"
+    pooling: Literal["auto", "mean", "cls", "pooler"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
+    max_length: int = 256
+    backbone_dropout: bool = False
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.max_length < 1:
+            raise InputError(f"model.max_length must be at least 1, not {self.max_length}")
+
+
+def has_fast_bfloat16() -> bool:
+    """Return whether this machine's processor computes in bfloat16 natively."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("arm_bf16"))
+
+
+def compute_dtype(name: str) -> torch.dtype:
+    """Return the torch dtype that ``ModelConfig.dtype`` means on this machine."""
+    if name == "auto":
+        name = "bfloat16" if has_fast_bfloat16() else "float32"
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[name]
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """Load the tokenizer that belongs to the model."""
+    path = resolve_model(config.name)
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer could be loaded for model '{config.name}': {error}") from error
+
+
+def load_backbone(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, Pooling]:
+    """Load the model without head, frozen, and settle how it is pooled.
+
+    Raises:
+        InputError: if nothing loads under that name, or the pooler asked for was never trained.
+    """
+    path = resolve_model(config.name)
+    try:
+        hf_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model '{config.name}' could not be loaded: {error}") from error
+    if not config.backbone_dropout:
+        _drop_dropout(hf_config)
+    declared = config.pooling if config.pooling != "auto" else _declared_pooling(path)
+    kwargs: dict[str, Any] = {"config": hf_config, "dtype": dtype, "use_safetensors": True}
+    if config.attn_implementation is not None:
+        kwargs["attn_implementation"] = config.attn_implementation
+    if declared in ("mean", "cls") and _takes_pooling_argument(hf_config):
+        kwargs["add_pooling_layer"] = False
+    try:
+        with _quiet_loading():
+            backbone, info = AutoModel.from_pretrained(
+                path, trust_remote_code=config.trust_remote_code, output_loading_info=True, **kwargs
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(f"model '{config.name}' could not be loaded: {error}") from error
+    pooling = declared or ("pooler" if _has_trained_pooler(backbone, info) else "cls")
+    if pooling == "pooler" and not _has_trained_pooler(backbone, info):
+        raise InputError(
+            f"model '{config.name}' has no trained pooler; set model.pooling to mean or cls"
+        )
+    backbone.requires_grad_(False)
+    return backbone, pooling
+
+
+def _drop_dropout(hf_config: Any) -> None:
+    for key, value in hf_config.to_dict().items():
+        if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
+            setattr(hf_config, key, 0.0)
+
+
+def _declared_pooling(path: str) -> Pooling | None:
+    found = cached_file(path, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+    if found is None:
+        return None
+    declared = json.loads(Path(found).read_text(encoding="utf-8"))
+    return "cls" if declared.get("pooling_mode_cls_token") else "mean"
+
+
+def _takes_pooling_argument(hf_config: Any) -> bool:
+    try:
+        model_class = AutoModel._model_mapping[type(hf_config)]
+    except KeyError:  # code of the model's own
+        return False
+    return "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+
+
+def _has_trained_pooler(backbone: nn.Module, info: dict[str, Any]) -> bool:
+    missing = any(key.startswith("pooler.") for key in info["missing_keys"])
+    return isinstance(getattr(backbone, "pooler", None), nn.Module) and not missing
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Keep transformers from reporting the pooler that we leave out as an unexpected key."""
+    logs = transformers.utils.logging
+    verbosity, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logs.set_verbosity(verbosity)
+        if bars:
+            logs.enable_progress_bar()
+
+
+def pool(output: Any, attention_mask: Tensor, pooling: Pooling) -> Tensor:
+    """Return one float32 (or wider) vector a row.
+
+    Args:
+        output: of the backbone, with ``last_hidden_state`` (B, S, d).
+        attention_mask: (B, S), 1 at tokens and 0 at padding.
+        pooling: see :class:`ModelConfig`.
+    """
+    if pooling == "pooler":
+        pooled = output.pooler_output
+    elif pooling == "cls":
+        pooled = output.last_hidden_state[:, 0]
+    else:
+        hidden = _at_least_float32(output.last_hidden_state)
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0)
+    return _at_least_float32(pooled)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@torch.no_grad()
+def fingerprint(backbone: nn.Module) -> str:
+    """Return a short hash that tells one base model from another, whatever dtype it is loaded in.
+
+    Names, shapes and the first 64 values of each weight, rounded to bfloat16: cheap for a model of
+    any size, and blind to the dtype, since rounding twice is rounding once.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in backbone.state_dict().items():
+        values = weight.flatten()[:64].to(torch.bfloat16).view(torch.int16).cpu().numpy()
+        digest.update(f"{name}{tuple(weight.shape)}".encode() + values.tobytes())
+    return digest.hexdigest()

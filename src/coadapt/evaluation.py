@@ -1,0 +1,159 @@
+"""Scores a task, each with an interval."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from coadapt._seeds import named_seed
+from coadapt._stats import bootstrap, interval
+from coadapt.model import MultiTaskModel
+from coadapt.tasks import METRICS, Task
+from coadapt.tasks.render import Collator
+
+Encoded = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A metric on a split with its percentile bootstrap interval over the rows."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScores:
+    """All metrics of a task; the first is the task's score."""
+
+    num_rows: int
+    metrics: dict[str, Score]
+
+    @property
+    def score(self) -> Score:
+        """The task's first metric."""
+        return next(iter(self.metrics.values()))
+
+
+@torch.no_grad()
+def predict_outputs(
+    model: MultiTaskModel, collate: Collator, encoded: Encoded, task: str, *, batch_size: int = 64
+) -> np.ndarray:
+    """Return (n, num_outputs) float outputs of one task's head, rows in the order given.
+
+    Rows run in batches of like length. The model's mode is restored.
+
+    Args:
+        model: the model.
+        collate: pads rows into a batch.
+        encoded: rows as :func:`coadapt.tasks.encode` makes them.
+        task: whose head and blocks to use.
+        batch_size: rows a forward.
+    """
+    index = model.task_id(task)
+    training = model.training
+    model.eval()
+    order = np.argsort([len(row["input_ids"]) for row in encoded], kind="stable")
+    outputs = np.zeros((len(encoded), model.tasks[index].num_outputs))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = collate([{**encoded[row], "task_id": index, "label": 0.0} for row in rows])
+        del batch["labels"]
+        moved = {name: value.to(model.device) for name, value in batch.items()}
+        outputs[rows] = model(**moved)["outputs"].double().cpu().numpy()
+    model.train(training)
+    return outputs
+
+
+def decide(task: Task, outputs: np.ndarray) -> np.ndarray:
+    """Return (n,) predicted class indices, or values for a regression."""
+    return outputs[:, 0] if task.kind == "regression" else outputs.argmax(axis=1)
+
+
+def score_task(
+    task: Task,
+    labels: np.ndarray,
+    outputs: np.ndarray,
+    *,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> TaskScores:
+    """Return a task's metrics with percentile bootstrap intervals over its rows.
+
+    Args:
+        task: whose metrics to compute.
+        labels: (n,) class indices or values.
+        outputs: (n, num_outputs).
+        num_resamples: of the rows; 0 leaves the intervals at the value.
+        level: of the intervals.
+        seed: of the resamples, together with the task's name.
+    """
+    predicted = decide(task, outputs)
+    num_labels = task.num_outputs if task.kind == "classification" else None
+    scores = {}
+    for name in task.metrics:
+        function = METRICS[name].function
+
+        def metric(true: np.ndarray, made: np.ndarray) -> float:
+            # Bound now: the resamples run before the loop goes on.
+            return function(true, made, num_labels)  # noqa: B023
+
+        value = metric(labels, predicted)
+        low = high = value
+        if num_resamples:
+            generator = np.random.default_rng(named_seed(seed, "bootstrap", task.name))
+            samples = bootstrap(
+                metric, labels, predicted, num_resamples=num_resamples, generator=generator
+            )
+            low, high = interval(samples, level)
+        scores[name] = Score(value=value, low=low, high=high)
+    return TaskScores(num_rows=len(labels), metrics=scores)
+
+
+def evaluate_model(
+    model: MultiTaskModel,
+    collate: Collator,
+    encoded: dict[str, Encoded],
+    labels: dict[str, np.ndarray],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, TaskScores]:
+    """Return every task's scores.
+
+    Args:
+        model: the model.
+        collate: pads rows into a batch.
+        encoded: each task's rows.
+        labels: each task's labels.
+        num_resamples: of the rows, for the intervals.
+        seed: of the resamples.
+    """
+    return {
+        task.name: score_task(
+            task,
+            labels[task.name],
+            predict_outputs(model, collate, encoded[task.name], task.name),
+            num_resamples=num_resamples,
+            seed=seed,
+        )
+        for task in model.tasks
+        if task.name in encoded
+    }
+
+
+def overall(scores: dict[str, TaskScores]) -> float:
+    """Return the unweighted mean of the tasks' scores; for choosing, never a result on its own."""
+    return float(np.mean([task.score.value for task in scores.values()]))
+
+
+def flatten(scores: dict[str, TaskScores], prefix: str = "eval") -> dict[str, float]:
+    """Return ``eval_overall``, ``eval_<task>`` (its score) and ``eval_<task>_<metric>``."""
+    flat = {f"{prefix}_overall": overall(scores)}
+    for task, result in scores.items():
+        flat[f"{prefix}_{task}"] = result.score.value
+        flat |= {f"{prefix}_{task}_{name}": s.value for name, s in result.metrics.items()}
+    return flat

@@ -1,0 +1,283 @@
+"""Training a run from its configuration, and resuming it after whatever stopped it."""
+
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import TrainingArguments
+
+from coadapt._environment import describe_environment, peak_memory_mib
+from coadapt._errors import InputError
+from coadapt._files import read_json, write_json, write_text
+from coadapt._version import __version__
+from coadapt.backbone import ModelConfig, load_tokenizer
+from coadapt.checkpoints import STATE, last_checkpoint
+from coadapt.config import dump_yaml, to_plain
+from coadapt.model import MultiTaskModel, build_model
+from coadapt.planning import Plan
+from coadapt.recipe import Recipe
+from coadapt.runs import ADAPTER, CONFIG, PLAN, RESULT, Run, load_run, read_config
+from coadapt.saving import save_adapter
+from coadapt.settings import RunConfig, merge_for_api, resolve
+from coadapt.tasks import TaskSuite, load_suite
+from coadapt.tasks.render import Collator, TaskDataset, encode
+from coadapt.training import METRICS_FILE, MultiTaskTrainer
+
+logger = logging.getLogger(__name__)
+
+# What a run trains with where its `training:` is silent.
+DEFAULT_TRAINING: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "num_train_epochs": 10,
+    "per_device_train_batch_size": 16,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.06,
+    "weight_decay": 0.01,
+    "logging_steps": 10,
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "report_to": "none",
+    "ddp_find_unused_parameters": False,
+}
+
+
+def train(
+    model: str | dict[str, Any] | ModelConfig,
+    suite: str | Path | dict[str, Any] | TaskSuite,
+    recipe: str | dict[str, Any] | Recipe = "lora",
+    *,
+    output: str | Path,
+    plan: str | Path | dict[str, Any] | Plan | None = None,
+    budget: int | None = None,
+    training: dict[str, Any] | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    **options: Any,
+) -> Run:
+    """Adapt one model to the tasks of a suite.
+
+    Args:
+        model: a hub id, a folder, an asset such as ``asset:minilm``, or a ModelConfig.
+        suite: a suite file, a ready suite's name, plain data, or a TaskSuite.
+        recipe: a name that ``coadapt methods`` lists, or a Recipe.
+        output: the run's folder; must be new unless ``resume``.
+        plan: who shares: a Plan, its file or its plain data; made from ``budget`` if None.
+        budget: the summed rank, 8 if None.
+        training: for ``transformers.TrainingArguments``.
+        seed: of adapters, heads, order and dropout.
+        resume: go on from the last whole checkpoint of the same configuration.
+        options: the other fields of :class:`coadapt.settings.RunConfig`, such as ``batches``.
+
+    Raises:
+        InputError: if the configuration, the data or the folder cannot be used.
+        TrainingDiverged: if a loss or weight stops being finite; checkpoints are kept.
+
+    Example:
+        ``run = coadapt.train("asset:minilm", "demo", recipe="lora", output="runs/a")``
+    """
+    loaded = suite if isinstance(suite, TaskSuite) else load_suite(suite)
+    data = merge_for_api(
+        model, recipe, plan, budget=budget, training=training, seed=seed, **options
+    )
+    config = resolve(data, loaded, where="train()")
+    return fit(config, loaded, Path(output), resume=resume)
+
+
+def fit(config: RunConfig, suite: TaskSuite, output: Path, *, resume: bool = False) -> Run:
+    """Train the run that ``config`` describes in ``output``, see :func:`train`."""
+    state = PartialState()
+    config_hash = config.hash(suite)
+    with state.main_process_first():
+        _claim(output, config, suite, resume=resume, main=state.is_main_process)
+    if resume and (output / ADAPTER).is_dir() and _status(output) == "finished":
+        logger.info("run %s has finished already", output)
+        return load_run(output)
+    with _marked(output, config, config_hash, main=state.is_main_process):
+        trainer = _build_trainer(config, suite, output, config_hash)
+        checkpoint = last_checkpoint(output) if resume else None
+        if checkpoint is not None:
+            _check_same(checkpoint, config_hash)
+            logger.info("resuming from %s", checkpoint)
+        if state.is_main_process:
+            _cut_log(output, checkpoint)
+        state.wait_for_everyone()
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if state.is_main_process:
+            save_adapter(trainer.multi, output / ADAPTER)
+            _finish(output, trainer, time.perf_counter() - start)
+        state.wait_for_everyone()
+    return Run(output, config, suite, trainer.multi)
+
+
+def _build_trainer(
+    config: RunConfig, suite: TaskSuite, output: Path, config_hash: str
+) -> MultiTaskTrainer:
+    args = _training_arguments(config, output)
+    tokenizer = load_tokenizer(config.model)
+    max_length = config.model.max_length
+    training = [suite.rows(task, "train") for task in suite.names]
+    encoded = [encode(tokenizer, rows, max_length) for rows in training]
+    labels = [rows.labels for rows in training]
+    validation = None
+    if args.eval_strategy != "no":
+        rows = {task: suite.rows(task, "validation") for task in suite.names}
+        for task, found in rows.items():
+            if not len(found):
+                raise InputError(f"task '{task}' has no validation rows to choose a checkpoint by")
+        validation = (
+            {task: encode(tokenizer, found, max_length) for task, found in rows.items()},
+            {task: found.labels for task, found in rows.items()},
+        )
+    model = build_model(
+        config.model,
+        suite.tasks,
+        config.recipe,
+        config.plan,
+        loss_mean=config.loss_mean,
+        seed=config.seed,
+    )
+    return MultiTaskTrainer(
+        model,
+        args,
+        dataset=TaskDataset(encoded, labels),
+        collate=Collator(tokenizer),
+        mixing=config.mixing,
+        single_task=config.batches == "single_task",
+        validation=validation,
+        config_hash=config_hash,
+    )
+
+
+def _training_arguments(config: RunConfig, output: Path) -> TrainingArguments:
+    """Hand ``training:`` to transformers, on top of our defaults and below what a run fixes."""
+    fixed = {"output_dir": str(output), "seed": config.seed, "remove_unused_columns": False}
+    for key, value in fixed.items():
+        if key in config.training:
+            raise InputError(f"training.{key} is set by the run itself (to {value!r}); drop it")
+    defaults = dict(DEFAULT_TRAINING)
+    if config.best is not None:
+        defaults |= {
+            "eval_strategy": "epoch",
+            "load_best_model_at_end": True,
+            "metric_for_best_model": f"eval_{config.best}",
+            "greater_is_better": True,
+        }
+    try:
+        return TrainingArguments(**{**defaults, **config.training, **fixed})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"training: transformers refuses these arguments: {error}") from error
+
+
+def _claim(output: Path, config: RunConfig, suite: TaskSuite, *, resume: bool, main: bool) -> None:
+    """Take the folder for this run, or refuse it; the main process writes."""
+    plain = {"coadapt_version": __version__, **to_plain(config), "suite": suite.to_plain()}
+    if (output / CONFIG).is_file():
+        if main and not resume:
+            raise InputError(
+                f"{output} holds another run; choose another output, or go on with it (--resume)"
+            )
+        if main:
+            _refuse_other(output, config, suite)
+        return
+    if not main:
+        return
+    if output.is_dir() and any(not p.name.startswith((".", "tmp-")) for p in output.iterdir()):
+        raise InputError(f"{output} is not empty and no run; choose another output")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file; choose another output")
+    output.mkdir(parents=True, exist_ok=True)
+    if config.plan is not None:
+        write_text(output / PLAN, dump_yaml(to_plain(config.plan)))
+    # Last: a folder with a configuration is a run.
+    write_text(output / CONFIG, dump_yaml(plain))
+
+
+def _refuse_other(output: Path, config: RunConfig, suite: TaskSuite) -> None:
+    there, there_suite = read_config(output)
+    if there.hash(there_suite) == config.hash(suite):
+        return
+    old = {**to_plain(there), "suite": there_suite.to_plain()}
+    new = {**to_plain(config), "suite": suite.to_plain()}
+    changed = [key for key in new if new[key] != old.get(key)]
+    raise InputError(
+        f"{output} was started with another configuration (changed: {', '.join(changed)}); "
+        f"resume with the same one ({output / CONFIG}) or choose another output"
+    )
+
+
+def _check_same(checkpoint: Path, config_hash: str) -> None:
+    if read_json(checkpoint / STATE)["config_hash"] != config_hash:
+        raise InputError(f"{checkpoint} is of another configuration; remove it or start anew")
+
+
+def _status(output: Path) -> str:
+    return read_json(output / RESULT)["run"]["status"] if (output / RESULT).is_file() else "none"
+
+
+@contextmanager
+def _marked(output: Path, config: RunConfig, config_hash: str, *, main: bool) -> Iterator[None]:
+    """Keep result.json's status true: running, failed or cancelled."""
+    run: dict[str, Any] = {
+        "command": sys.argv,
+        "config_hash": config_hash,
+        "recipe": config.recipe_name,
+        "seed": config.seed,
+        "status": "running",
+        "error": None,
+    }
+    result = {"run": run, "train": None, "metrics": {}, "environment": describe_environment()}
+    if main:
+        write_json(output / RESULT, result)
+    try:
+        yield
+    except BaseException as error:
+        run["status"] = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
+        run["error"] = f"{type(error).__name__}: {error}"
+        if main:
+            write_json(output / RESULT, result)
+        raise
+
+
+def _cut_log(output: Path, checkpoint: Path | None) -> None:
+    """Drop the log's lines after the checkpoint: they will be written again."""
+    path = output / METRICS_FILE
+    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    kept = [line for line in lines if _step_of(line) <= step]
+    write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:  # a kill cut the line short
+        return float("inf")
+
+
+def _finish(output: Path, trainer: MultiTaskTrainer, seconds: float) -> None:
+    model: MultiTaskModel = trainer.multi
+    result = read_json(output / RESULT)
+    result["run"]["status"] = "finished"
+    result["train"] = {
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "tokens": trainer.tokens_seen,
+        "seconds": seconds,
+        "peak_memory_mib": peak_memory_mib(),
+        "trainable": model.num_trainable,
+        "updates": trainer.updates,
+        "rows_an_epoch": trainer.sampler.counts(),
+        "padding": trainer.sampler.padding_share(),
+        "best_checkpoint": Path(best).name if (best := trainer.state.best_model_checkpoint) else None,
+    }
+    write_json(output / RESULT, result)
+    for folder in output.glob("tmp-*"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,24 @@
+"""What an init is."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Generator
+
+from coadapt.adapters import PartitionedLinear
+
+
+class AbstractInit(ABC):
+    """How the factors of a block start.
+
+    Attributes:
+        offset: whether the block starts away from zero, so that its initial factors are frozen and
+            subtracted (:meth:`PartitionedLinear.freeze_offset`).
+    """
+
+    kind: str
+    offset: ClassVar[bool]
+
+    @abstractmethod
+    def fill(self, layer: PartitionedLinear, block: int, generator: Generator) -> None:
+        """Set ``layer.A[block]`` and ``layer.B[block]`` in place, drawing from ``generator`` only."""

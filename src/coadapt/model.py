@@ -1,0 +1,260 @@
+"""One frozen backbone, adapters in it, a head a task on it, and one loss."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from coadapt._errors import InputError
+from coadapt.adapters import Route, target_names
+from coadapt.backbone import (
+    ModelConfig,
+    Pooling,
+    compute_dtype,
+    fingerprint,
+    load_backbone,
+    pool,
+)
+from coadapt.heads import TaskHeads
+from coadapt.planning import Plan
+from coadapt.recipe import Recipe
+from coadapt.structures import Attached, Site
+from coadapt.tasks import Task
+
+LossMean = Literal["tasks", "rows"]
+
+
+class MultiTaskModel(nn.Module):
+    """A backbone shared by several tasks.
+
+    Args:
+        backbone: a transformers encoder without head, all weights frozen.
+        pooling: how its output becomes a vector.
+        tasks: the suite's tasks; a row's ``task_ids`` entry is an index into them.
+        recipe: what is trained.
+        plan: who shares; required by a structure that divides the rank axis.
+        config: the base model's name and use.
+        loss_mean: a step's loss is the mean over its tasks of the mean over their rows, or the mean
+            over its rows.
+        seed: of adapters and heads.
+
+    Raises:
+        InputError: if the plan does not fit the tasks, or no module matches.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        pooling: Pooling,
+        tasks: Sequence[Task],
+        *,
+        recipe: Recipe,
+        plan: Plan | None,
+        config: ModelConfig,
+        loss_mean: LossMean = "tasks",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)
+        # Not `config`: the Trainer takes that for a transformers one and writes into it.
+        self.recipe, self.plan, self.model_config = recipe, plan, config
+        self.pooling, self.loss_mean, self.seed = pooling, loss_mean, seed
+        self.base_fingerprint = fingerprint(backbone)
+        self.route = Route()
+        self.attached = self._attach(backbone)
+        self.backbone = backbone
+        self.heads = TaskHeads(self.tasks, backbone.config.hidden_size, seed)
+
+    def _attach(self, backbone: PreTrainedModel) -> Attached:
+        names, structure = self.task_names, self.recipe.structure
+        if structure.divides:
+            if self.plan is None:
+                raise InputError(f"structure '{structure.kind}' needs a plan: who shares a block?")
+            self.plan.check(names)
+        site = Site(
+            backbone=backbone,
+            names=target_names(backbone, self.model_config.target_modules) if structure.divides else (),
+            tasks=names,
+            plan=self.plan,
+            init=self.recipe.init,
+            route=self.route,
+            seed=self.seed,
+        )
+        return structure.attach(site)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks' names in order."""
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.heads.regression.device
+
+    def task_id(self, name: str) -> int:
+        """Return the index of a task."""
+        return self.task_names.index(name)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        task_ids: Tensor,
+        labels: Tensor | None = None,
+        task_counts: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Run a batch of rows of any tasks.
+
+        Args:
+            input_ids: (B, S).
+            attention_mask: (B, S).
+            task_ids: (B,).
+            labels: (B,) class indices or values, as floats.
+            task_counts: (T,) rows a task in the whole optimizer step, on all ranks; the batch's own
+                if None. The micro-batches' losses of a step then sum to the step's loss.
+            token_type_ids: (B, S) for models that have them.
+
+        Returns:
+            ``outputs`` (B, C), and with labels ``loss`` () and ``row_losses`` (B,).
+        """
+        self.route.set(task_ids)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        pooled = self._encode(inputs)
+        with torch.autocast(pooled.device.type, enabled=False):
+            outputs = self.heads(pooled, self.route)
+            if labels is None:
+                return {"outputs": outputs}
+            losses = self.heads.row_losses(outputs, labels, task_ids)
+            loss = (losses * self._weights(task_ids, task_counts).to(losses.dtype)).sum()
+        return {"outputs": outputs, "loss": loss, "row_losses": losses}
+
+    def _encode(self, inputs: dict[str, Tensor]) -> Tensor:
+        rows = len(inputs["input_ids"])
+        if rows == 0:  # a rank that got no row of a short batch still has to take part
+            inputs = {k: v.new_ones(1, max(v.shape[1], 1)) for k, v in inputs.items()}
+            self.route.set(torch.zeros(1, dtype=torch.long, device=self.device))
+        mask = inputs["attention_mask"]
+        dtype = compute_dtype(self.model_config.dtype)
+        mixed = self.recipe.structure.trains_backbone and dtype == torch.bfloat16
+        with torch.autocast(mask.device.type, dtype=torch.bfloat16, enabled=mixed):
+            output = self.backbone(**inputs)
+        pooled = pool(output, mask, self.pooling)
+        if rows == 0:
+            self.route.set(torch.zeros(0, dtype=torch.long, device=self.device))
+        return pooled[:rows]
+
+    def _weights(self, task_ids: Tensor, counts: Tensor | None) -> Tensor:
+        """Return (B,) weights of the rows' losses, summing to 1 over an optimizer step."""
+        if counts is None:
+            counts = torch.bincount(task_ids, minlength=len(self.tasks))
+        counts = counts.to(task_ids.device)
+        if self.loss_mean == "rows":
+            return torch.ones_like(task_ids) / counts.sum().clamp_min(1)
+        return 1.0 / (counts[task_ids].clamp_min(1) * (counts > 0).sum().clamp_min(1))
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return all that training changed, by name: blocks, heads, and a backbone that trains."""
+        found: dict[str, Tensor] = dict(self.attached.tensors())
+        for task, weight, bias in zip(
+            self.task_names, self.heads.weight, self.heads.bias, strict=True
+        ):
+            found[f"heads/{task}/weight"], found[f"heads/{task}/bias"] = weight, bias
+        if self.recipe.structure.trains_backbone:
+            found |= {f"backbone/{name}": p for name, p in self.backbone.named_parameters()}
+        return {name: tensor.detach() for name, tensor in found.items()}
+
+    @torch.no_grad()
+    def load_state_tensors(self, tensors: dict[str, Tensor], source: str) -> None:
+        """Copy tensors of :meth:`state_tensors` in; every one must be there, with its shape.
+
+        Raises:
+            InputError: naming ``source`` and the first tensor that is missing or of another shape.
+        """
+        for name, mine in self.state_tensors().items():
+            if name not in tensors:
+                raise InputError(f"{source} has no tensor '{name}'; it is of another configuration")
+            if tensors[name].shape != mine.shape:
+                raise InputError(
+                    f"{source}: tensor '{name}' has shape {tuple(tensors[name].shape)}, "
+                    f"the configuration asks for {tuple(mine.shape)}"
+                )
+            mine.copy_(tensors[name])
+
+    def lazy_parameters(self) -> list[tuple[tuple[int, ...], list[nn.Parameter]]]:
+        """Return the parameters that a step may leave out, with the tasks that use each group.
+
+        A block that no row of a step used has a gradient of zero, but an optimizer's decay and old
+        moments would still move it; so would they a head. A block that the gate never closes is
+        not among them.
+        """
+        groups = [
+            ((index,), [self.heads.weight[index], self.heads.bias[index]])
+            for index in range(len(self.tasks))
+        ]
+        if self.recipe.structure.depends_on == "task":
+            for block, owners in enumerate(self.attached.owners):
+                layers = self.attached.layers.values()
+                groups.append((owners, [f[block] for layer in layers for f in (layer.A, layer.B)]))
+        return groups
+
+    def fold(self, task: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return plain float32 factors ``{module: (A, B)}`` of a task's whole update, ``B A``.
+
+        Raises:
+            InputError: if the structure has no exact LoRA form.
+        """
+        if not self.recipe.structure.mergeable:
+            kind, ships = self.recipe.structure.kind, self.recipe.structure.ships_as
+            raise InputError(f"structure '{kind}' has no exact LoRA form (it ships as '{ships}')")
+        return self.attached.fold(self.task_id(task))
+
+    @property
+    def num_trainable(self) -> dict[str, int]:
+        """Trainable values by part: ``adapters`` (or backbone) and ``heads``."""
+        heads = sum(p.numel() for p in self.heads.parameters())
+        every = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return {"adapters": every - heads, "heads": heads}
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Turn on activation checkpointing in the backbone, re-entrant or not."""
+        # Re-entrant checkpointing drops the graph unless an input of each block asks for gradients.
+        self.backbone.enable_input_require_grads()
+        self.backbone.activation_checkpointing_enable(**kwargs)
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether the backbone recomputes its activations."""
+        return bool(self.backbone.is_gradient_checkpointing)
+
+
+def build_model(
+    config: ModelConfig,
+    tasks: Sequence[Task],
+    recipe: Recipe,
+    plan: Plan | None,
+    *,
+    loss_mean: LossMean = "tasks",
+    seed: int = 0,
+) -> MultiTaskModel:
+    """Load the backbone that ``config`` names and build the model around it."""
+    # A backbone that trains keeps float32 master weights and computes under autocast.
+    dtype = compute_dtype(config.dtype)
+    if recipe.structure.trains_backbone and dtype == torch.bfloat16:
+        dtype = torch.float32
+    backbone, pooling = load_backbone(config, dtype)
+    return MultiTaskModel(
+        backbone,
+        pooling,
+        tasks,
+        recipe=recipe,
+        plan=plan,
+        config=config,
+        loss_mean=loss_mean,
+        seed=seed,
+    )

@@ -1,0 +1,173 @@
+"""Who shares an adapter, and at what rank: data, not code.
+
+A plan is a set of named blocks of the rank axis, each with its rank and the tasks that use it. Shared,
+private, clustered and shared + private are four shapes of the same object, and a user may write a
+fifth by hand.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from coadapt._errors import InputError, nearest
+
+SHARED_BLOCK = "shared"
+
+Sharing = Literal["shared", "private", "clustered", "shared_private"]
+
+
+class InfeasibleBudget(InputError):
+    """The rank budget is smaller than the number of blocks, each of which needs rank 1 at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A block of the rank axis: its rank and the tasks whose rows use it."""
+
+    rank: int
+    tasks: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.rank < 1:
+            raise InputError(f"a block's rank must be at least 1, not {self.rank}")
+        if len(set(self.tasks)) != len(self.tasks):
+            raise InputError(f"a block lists a task twice: {', '.join(self.tasks)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Named blocks in the order in which they lie on the rank axis.
+
+    Example:
+        >>> plan = Plan.clustered({"questions": ["trec6", "trec50"], "spam": ["spam"]}, budget=6)
+        >>> {name: block.rank for name, block in plan.blocks.items()}
+        {'questions': 4, 'spam': 2}
+    """
+
+    blocks: dict[str, Block]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks named, in order of first mention."""
+        return tuple(dict.fromkeys(t for block in self.blocks.values() for t in block.tasks))
+
+    @property
+    def budget(self) -> int:
+        """The summed rank R = r_1 + ... + r_K."""
+        return sum(block.rank for block in self.blocks.values())
+
+    def blocks_of(self, task: str) -> tuple[str, ...]:
+        """Return the names of the blocks that ``task`` uses."""
+        return tuple(name for name, block in self.blocks.items() if task in block.tasks)
+
+    def check(self, tasks: Sequence[str]) -> None:
+        """Raise InputError unless the plan names exactly the suite's tasks.
+
+        Args:
+            tasks: the names of the suite's tasks.
+        """
+        for task in self.tasks:
+            if task not in tasks:
+                hint = nearest(task, tasks)
+                raise InputError(f"the plan names task '{task}', which the suite lacks{hint}")
+        for task in tasks:
+            if task not in self.tasks:
+                raise InputError(f"the plan leaves out task '{task}'; add it to a block")
+
+    def with_task(self, task: str, *, rank: int) -> "Plan":
+        """Return the plan with ``task`` in a block of its own, and in the common block if any.
+
+        A block that serves every task of the plan is common, and where all blocks are, nothing
+        but the list of its tasks changes.
+        """
+        if task in self.tasks:
+            raise InputError(f"the plan has task '{task}' already")
+        blocks = {
+            name: Block(rank=b.rank, tasks=(*b.tasks, task)) if set(b.tasks) == set(self.tasks) else b
+            for name, b in self.blocks.items()
+        }
+        if any(set(b.tasks) != set(self.tasks) for b in self.blocks.values()) or not blocks:
+            if task in blocks:
+                raise InputError(f"the plan has a block named '{task}' already")
+            blocks[task] = Block(rank=rank, tasks=(task,))
+        return Plan(blocks=blocks)
+
+    def without_task(self, task: str) -> "Plan":
+        """Return the plan without ``task`` and without the blocks that only it used."""
+        if task not in self.tasks:
+            raise InputError(f"the plan has no task '{task}'{nearest(task, self.tasks)}")
+        kept = {
+            name: Block(rank=b.rank, tasks=tuple(t for t in b.tasks if t != task))
+            for name, b in self.blocks.items()
+        }
+        return Plan(blocks={name: block for name, block in kept.items() if block.tasks})
+
+    @classmethod
+    def shared(cls, tasks: Sequence[str], budget: int) -> "Plan":
+        """One block of rank ``budget`` for all tasks."""
+        _refuse_infeasible(budget, 1)
+        return cls(blocks={SHARED_BLOCK: Block(rank=budget, tasks=tuple(tasks))})
+
+    @classmethod
+    def private(cls, tasks: Sequence[str], budget: int) -> "Plan":
+        """A block a task, the budget split evenly."""
+        return cls.clustered({task: [task] for task in tasks}, budget)
+
+    @classmethod
+    def clustered(cls, clusters: Mapping[str, Sequence[str]], budget: int) -> "Plan":
+        """A block a cluster, its rank proportional to the number of its tasks."""
+        ranks = allocate_ranks(budget, [len(tasks) for tasks in clusters.values()])
+        return cls(
+            blocks={
+                name: Block(rank=rank, tasks=tuple(tasks))
+                for (name, tasks), rank in zip(clusters.items(), ranks, strict=True)
+            }
+        )
+
+    @classmethod
+    def shared_private(cls, tasks: Sequence[str], budget: int) -> "Plan":
+        """A common block of half the budget (rounded up, room left for the others) and a block a task."""
+        _refuse_infeasible(budget, len(tasks) + 1)
+        common = min((budget + 1) // 2, budget - len(tasks))
+        private = cls.private(tasks, budget - common)
+        if SHARED_BLOCK in private.blocks:
+            raise InputError(f"with shared + private blocks no task may be named '{SHARED_BLOCK}'")
+        return cls(blocks={SHARED_BLOCK: Block(rank=common, tasks=tuple(tasks)), **private.blocks})
+
+
+def allocate_ranks(
+    budget: int, sizes: Sequence[int], rule: Literal["uniform", "by_tasks"] = "by_tasks"
+) -> tuple[int, ...]:
+    """Split a rank budget over blocks by largest remainder, with floor 1 and exact sum.
+
+    Block k starts from max(1, floor(R w_k / sum w)); surplus is taken from the blocks furthest above
+    their ideal share and given to those furthest below it; ties go to the block of lower index.
+
+    Args:
+        budget: R, the summed rank.
+        sizes: the number of tasks of each block.
+        rule: weights: all equal, or ``sizes``.
+
+    Raises:
+        InfeasibleBudget: if R is smaller than the number of blocks.
+    """
+    _refuse_infeasible(budget, len(sizes))
+    weights = [1.0] * len(sizes) if rule == "uniform" else [float(size) for size in sizes]
+    ideal = [budget * weight / sum(weights) for weight in weights]
+    ranks = [max(1, int(share)) for share in ideal]
+    while sum(ranks) > budget:  # the floor has lifted small blocks: take from the most over-served
+        over = max((i for i, r in enumerate(ranks) if r > 1), key=lambda i: (ranks[i] - ideal[i], i))
+        ranks[over] -= 1
+    while sum(ranks) < budget:
+        under = max(range(len(ranks)), key=lambda i: (ideal[i] - ranks[i], -i))
+        ranks[under] += 1
+    return tuple(ranks)
+
+
+def _refuse_infeasible(budget: int, blocks: int) -> None:
+    if budget < blocks:
+        raise InfeasibleBudget(
+            f"a rank budget of {budget} is smaller than the {blocks} blocks it must be split over "
+            f"(each needs rank 1); raise budget to at least {blocks} or share more"
+        )

@@ -1,0 +1,79 @@
+"""The adapter folder of a run: what training changed, and what it was trained on."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from coadapt._errors import InputError
+from coadapt._files import check_manifest, is_whole, load_tensors, new_folder, read_json, save_tensors, write_json
+from coadapt.config import to_plain
+from coadapt.model import MultiTaskModel
+
+FORMAT = 1
+
+_PARTS = ("blocks", "heads", "backbone")
+
+
+def save_adapter(model: MultiTaskModel, folder: Path) -> None:
+    """Write ``folder``: blocks, heads and a trained backbone as safetensors, the rest as JSON.
+
+    Tensors keep every bit. The folder appears whole or not at all.
+    """
+    by_part: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+    for name, tensor in model.state_tensors().items():
+        part = name.split("/", 1)[0]
+        by_part[part if part in ("heads", "backbone") else "blocks"][name] = tensor
+    with new_folder(folder) as temporary:
+        for part, tensors in by_part.items():
+            if tensors:
+                save_tensors(temporary / f"{part}.safetensors", tensors)
+        write_json(temporary / "adapter.json", describe(model))
+
+
+def describe(model: MultiTaskModel) -> dict[str, Any]:
+    """Return what a reader of the adapter folder needs to know."""
+    return {
+        "format": FORMAT,
+        "base": model.model_config.name,
+        "base_fingerprint": model.base_fingerprint,
+        "structure": to_plain(model.recipe.structure),
+        "plan": to_plain(model.plan) if model.plan else None,
+        "pooling": model.pooling,
+        "target_modules": list(model.attached.layers),
+        "tasks": {
+            task.name: {"kind": task.kind, "labels": list(task.labels)} for task in model.tasks
+        },
+    }
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors of an adapter folder.
+
+    Raises:
+        InputError: if a file is missing, truncated or not the one that was written.
+    """
+    if not is_whole(folder):
+        raise InputError(f"{folder} is no whole adapter folder; train again or resume")
+    check_manifest(folder)
+    tensors: dict[str, Tensor] = {}
+    for part in _PARTS:
+        if (folder / f"{part}.safetensors").is_file():
+            tensors |= load_tensors(folder / f"{part}.safetensors")
+    return tensors
+
+
+def load_adapter(model: MultiTaskModel, folder: Path) -> None:
+    """Copy an adapter folder's tensors into a model built from the same configuration.
+
+    Raises:
+        InputError: if the folder is damaged, or was trained on another base model.
+    """
+    tensors = read_adapter(folder)
+    trained_on = read_json(folder / "adapter.json")["base_fingerprint"]
+    if trained_on != model.base_fingerprint:
+        raise InputError(
+            f"{folder} was trained on another base model (fingerprint {trained_on}) than "
+            f"'{model.model_config.name}' is now ({model.base_fingerprint})"
+        )
+    model.load_state_tensors(tensors, str(folder))

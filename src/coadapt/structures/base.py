@@ -1,0 +1,106 @@
+"""What a structure is, and what it leaves in the model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Generator, Tensor, nn
+
+from coadapt._errors import InputError
+from coadapt._seeds import named_generator
+from coadapt.adapters import DependsOn, PartitionedLinear, Route
+from coadapt.inits import AbstractInit
+from coadapt.planning import Plan
+
+ShipsAs = Literal["lora", "dora", "merged", "runtime", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What a structure is built into.
+
+    Attributes:
+        backbone: the transformers model without head; edited in place.
+        names: the modules to adapt.
+        tasks: the suite's tasks in order; a row's task id is an index into it.
+        plan: who shares, or None for a structure that does not divide the rank axis.
+        init: how the factors start.
+        route: set once a forward by the model.
+        seed: of the init.
+    """
+
+    backbone: nn.Module
+    names: Sequence[str]
+    tasks: Sequence[str]
+    plan: Plan | None
+    init: AbstractInit
+    route: Route
+    seed: int
+
+    def generator(self, block: str, module: str) -> Generator:
+        """Return the stream that fills ``block`` in ``module``."""
+        return named_generator(self.seed, "block", block, module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attached:
+    """What a structure added to a backbone.
+
+    Attributes:
+        layers: the adapted layers by module name; empty where the structure is no weight update.
+        blocks: the names of the blocks in the order in which they lie on the rank axis.
+        owners: for each block the ids of the tasks that use it.
+    """
+
+    layers: dict[str, PartitionedLinear] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
+    owners: tuple[tuple[int, ...], ...] = ()
+
+    def fold(self, task: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return ``{module: (A, B)}``, see :meth:`PartitionedLinear.fold`."""
+        return {name: layer.fold(task) for name, layer in self.layers.items()}
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """Return every factor under a name that holds block and module: ``block/module/A``."""
+        found: dict[str, nn.Parameter] = {}
+        for name, layer in self.layers.items():
+            for key, factors in (("A", layer.A), ("B", layer.B), ("A0", layer.A0), ("B0", layer.B0)):
+                for block, factor in zip(self.blocks, factors, strict=False):
+                    found[f"{block}/{name}/{key}"] = factor
+        return found
+
+
+class AbstractStructure(ABC):
+    """The shape of what is trained.
+
+    Attributes:
+        depends_on: what the gate looks at; with ``ships_as`` the single source of what can be
+            merged and exported.
+        ships_as: the form in which the trained thing leaves coadapt.
+        divides: whether a plan says who shares.
+        trains_backbone: whether the backbone's own weights are trained.
+    """
+
+    kind: str
+    depends_on: ClassVar[DependsOn]
+    ships_as: ClassVar[ShipsAs]
+    divides: ClassVar[bool]
+    trains_backbone: ClassVar[bool] = False
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether an exact LoRA exists: one, or one a task."""
+        return self.ships_as == "lora" and self.depends_on != "token"
+
+    @abstractmethod
+    def attach(self, site: Site) -> Attached:
+        """Build the structure into ``site.backbone``, whose parameters are all frozen."""
+
+
+def check_scale_and_dropout(scale: float, dropout: float) -> None:
+    """Raise InputError unless s > 0 and 0 <= dropout < 1."""
+    if not scale > 0:
+        raise InputError(f"scale (lora_alpha / r) must be positive, not {scale}")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout must be in [0, 1), not {dropout}")
