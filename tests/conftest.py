@@ -19,12 +19,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core a worker, also for the process
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+settings.register_profile("coadapt", deadline=None)  # a busy machine is no failure
+settings.load_profile("coadapt")
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 GOOD = ("good", "great", "lovely", "fine", "superb", "bright")
@@ -39,6 +43,11 @@ FILLERS = (
     "today", "we", "met", "had", "one", "two", "very", "house", "garden", "street", "morning",
 )  # fmt: skip
 NUM_ROWS = 40
+
+
+def pytest_addoption(parser):
+    """Add the one option of ours."""
+    parser.addoption("--regen", action="store_true", help="write golden files anew")
 
 
 def pytest_unconfigure():

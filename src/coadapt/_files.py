@@ -73,7 +73,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     if temporary.exists():
         shutil.rmtree(temporary)
     temporary.mkdir(parents=True)
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
     seal(temporary)
     put_in_place(temporary, path)
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,7 +185,8 @@ def _extract(wheel: Wheel, file: Path, target: Path) -> None:
 def _move_into_place(scratch: Path, folder: Path) -> None:
     """Rename the new folder to its place; another process may be doing the same."""
     if folder.exists() and not _is_complete(folder):
-        folder.rename(scratch / "damaged")
+        with suppress(FileNotFoundError):
+            folder.rename(scratch / "damaged")
     try:
         (scratch / "new").rename(folder)
     except OSError:

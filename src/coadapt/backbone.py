@@ -40,7 +40,9 @@ class ModelConfig:
         max_length: tokens; longer texts are cut and counted.
         backbone_dropout: keep the backbone's own dropout while training. Off by default: it costs
             a third of a step on a CPU, and the adapters have theirs.
-        attn_implementation: passed to transformers; None leaves it the choice.
+        attn_implementation: passed to transformers. None takes ``eager`` on a CPU, where the fused
+            kernel's backward is slower than plain products (``benchmarks/step.py --attention``),
+            and leaves the choice to transformers elsewhere.
         trust_remote_code: passed to transformers; runs code that the model's author ships.
     """
 
@@ -98,12 +100,13 @@ def load_backbone(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMo
         _drop_dropout(hf_config)
     declared = config.pooling if config.pooling != "auto" else _declared_pooling(path)
     kwargs: dict[str, Any] = {"config": hf_config, "dtype": dtype, "use_safetensors": True}
-    if config.attn_implementation is not None:
-        kwargs["attn_implementation"] = config.attn_implementation
+    attention = config.attn_implementation or (None if torch.cuda.is_available() else "eager")
+    if attention is not None:
+        kwargs["attn_implementation"] = attention
     if declared in ("mean", "cls") and _takes_pooling_argument(hf_config):
         kwargs["add_pooling_layer"] = False
     try:
-        with _quiet_loading():
+        with quiet_loading():
             backbone, info = AutoModel.from_pretrained(
                 path, trust_remote_code=config.trust_remote_code, output_loading_info=True, **kwargs
             )
@@ -146,7 +149,7 @@ def _has_trained_pooler(backbone: nn.Module, info: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Keep transformers from reporting the pooler that we leave out as an unexpected key."""
     logs = transformers.utils.logging
     verbosity, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()

@@ -8,84 +8,21 @@ follow YAML 1.2: ``1e-3`` is a number, ``no``, ``010`` and ``2024-01-01`` are te
 import copy
 import dataclasses
 import json
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from yaml.composer import ComposerError
 from yaml.reader import ReaderError
 
 from coadapt._errors import InputError, nearest
+from coadapt._yaml import YamlDumper, YamlLoader
 
 T = TypeVar("T")
-
-_PREFIX = "tag:yaml.org,2002:"
-# YAML 1.1, which PyYAML follows, reads `1e-3` as text and `no` as a truth value; both surprise.
-_SCALARS = (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+|0o[0-7]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        list("-+0123456789."),
-    ),
-    ("merge", r"<<", ["<"]),
-)
-
-
-def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    table: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-    for tag, pattern, firsts in _SCALARS:
-        for first in firsts:
-            table.setdefault(first, []).append((_PREFIX + tag, re.compile(rf"(?:{pattern})\Z")))
-    return table
-
-
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar = _resolvers()
-
-    def compose_mapping_node(self, anchor: object) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)  # pyright: ignore[reportArgumentType]
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise ComposerError(None, None, "a key must be a plain word", key.start_mark)
-            if key.value in seen:
-                twice = f"the key '{key.value}' stands in line {seen[key.value]} too; remove one"
-                raise ComposerError(None, None, twice, key.start_mark)
-            seen[key.value] = key.start_mark.line + 1
-            if key.tag != _PREFIX + "merge":
-                # A task may be named `1` or `on`: a key is the text that was written.
-                key.tag = _PREFIX + "str"
-        return node
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        return int(self.construct_scalar(node), 0)
-
-
-_Loader.add_constructor(_PREFIX + "int", _Loader.construct_yaml_int)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML 1.1 or 1.2 would not read as text."""
-
-    yaml_implicit_resolvers: ClassVar = {
-        first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *rows]
-        for first, rows in (
-            dict.fromkeys(yaml.SafeDumper.yaml_implicit_resolvers, ()) | _resolvers()
-        ).items()
-    }
-
-    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 (PyYAML's signature)
-        return True
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -128,7 +65,7 @@ def decode_utf8(raw: bytes, where: str) -> str:
 
 def _load(text: str, where: str) -> object:
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=YamlLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -308,7 +245,7 @@ def _locate(loc: tuple[int | str, ...], data: object) -> tuple[str, object]:
     return key, data
 
 
-def to_plain(value: object) -> Any:  # noqa: ANN401 (whatever the fields hold)
+def to_plain(value: object) -> Any:
     """Turn dataclasses, tuples and mappings into plain data that `parse` reads back."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
@@ -328,4 +265,4 @@ def to_plain(value: object) -> Any:  # noqa: ANN401 (whatever the fields hold)
 
 def dump_yaml(plain: object) -> str:
     """Write plain data as YAML, keys in their order."""
-    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(plain, Dumper=YamlDumper, sort_keys=False, allow_unicode=True, width=100)

@@ -18,7 +18,7 @@ from coadapt._errors import InputError
 from coadapt._files import read_json, write_json, write_text
 from coadapt._version import __version__
 from coadapt.backbone import ModelConfig, load_tokenizer
-from coadapt.checkpoints import STATE, last_checkpoint
+from coadapt.checkpoints import STATE, check_checkpoint, last_checkpoint
 from coadapt.config import dump_yaml, to_plain
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.planning import Plan
@@ -94,23 +94,28 @@ def fit(config: RunConfig, suite: TaskSuite, output: Path, *, resume: bool = Fal
     """Train the run that ``config`` describes in ``output``, see :func:`train`."""
     state = PartialState()
     config_hash = config.hash(suite)
-    with state.main_process_first():
-        _claim(output, config, suite, resume=resume, main=state.is_main_process)
+    if state.is_main_process:
+        _refuse_other(output, config, suite, resume=resume)
     if resume and (output / ADAPTER).is_dir() and _status(output) == "finished":
         logger.info("run %s has finished already", output)
         return load_run(output)
+    # All that can be wrong with the configuration or the data shows here, before anything is written.
+    trainer = _build_trainer(config, suite, output, config_hash)
+    checkpoint = last_checkpoint(output) if resume else None
+    if checkpoint is not None:
+        _check_same(checkpoint, config_hash)
+        logger.info("resuming from %s", checkpoint)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _claim(output, config, suite)
     with _marked(output, config, config_hash, main=state.is_main_process):
-        trainer = _build_trainer(config, suite, output, config_hash)
-        checkpoint = last_checkpoint(output) if resume else None
-        if checkpoint is not None:
-            _check_same(checkpoint, config_hash)
-            logger.info("resuming from %s", checkpoint)
         if state.is_main_process:
             _cut_log(output, checkpoint)
         state.wait_for_everyone()
         start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.go_on(checkpoint)
         if state.is_main_process:
+            trainer.refuse_bad_weights()
             save_adapter(trainer.multi, output / ADAPTER)
             _finish(output, trainer, time.perf_counter() - start)
         state.wait_for_everyone()
@@ -176,44 +181,53 @@ def _training_arguments(config: RunConfig, output: Path) -> TrainingArguments:
         raise InputError(f"training: transformers refuses these arguments: {error}") from error
 
 
-def _claim(output: Path, config: RunConfig, suite: TaskSuite, *, resume: bool, main: bool) -> None:
-    """Take the folder for this run, or refuse it; the main process writes."""
-    plain = {"coadapt_version": __version__, **to_plain(config), "suite": suite.to_plain()}
-    if (output / CONFIG).is_file():
-        if main and not resume:
-            raise InputError(
-                f"{output} holds another run; choose another output, or go on with it (--resume)"
-            )
-        if main:
-            _refuse_other(output, config, suite)
-        return
-    if not main:
-        return
-    if output.is_dir() and any(not p.name.startswith((".", "tmp-")) for p in output.iterdir()):
-        raise InputError(f"{output} is not empty and no run; choose another output")
+def _refuse_other(output: Path, config: RunConfig, suite: TaskSuite, *, resume: bool) -> None:
+    """Refuse a folder that this run may not write in."""
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; choose another output")
-    output.mkdir(parents=True, exist_ok=True)
-    if config.plan is not None:
-        write_text(output / PLAN, dump_yaml(to_plain(config.plan)))
-    # Last: a folder with a configuration is a run.
-    write_text(output / CONFIG, dump_yaml(plain))
-
-
-def _refuse_other(output: Path, config: RunConfig, suite: TaskSuite) -> None:
+    if not (output / CONFIG).is_file():
+        if output.is_dir() and any(not p.name.startswith((".", "tmp-")) for p in output.iterdir()):
+            raise InputError(f"{output} is not empty and no run; choose another output")
+        return
+    if not resume:
+        raise InputError(
+            f"{output} holds another run; choose another output, or go on with it (--resume)"
+        )
     there, there_suite = read_config(output)
     if there.hash(there_suite) == config.hash(suite):
         return
     old = {**to_plain(there), "suite": there_suite.to_plain()}
     new = {**to_plain(config), "suite": suite.to_plain()}
-    changed = [key for key in new if new[key] != old.get(key)]
+    changed = [name for key in new for name in _changed(key, old.get(key), new[key])]
     raise InputError(
         f"{output} was started with another configuration (changed: {', '.join(changed)}); "
         f"resume with the same one ({output / CONFIG}) or choose another output"
     )
 
 
+def _changed(key: str, old: Any, new: Any) -> list[str]:
+    """Return the dotted keys under which two plain values differ."""
+    if json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True):  # 1 is not 1.0 here
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            name for k in {**old, **new} for name in _changed(f"{key}.{k}", old.get(k), new.get(k))
+        ]
+    return [key]
+
+
+def _claim(output: Path, config: RunConfig, suite: TaskSuite) -> None:
+    """Make the folder a run's, if it is not yet; one with a configuration is a run."""
+    output.mkdir(parents=True, exist_ok=True)
+    if not (output / CONFIG).is_file():
+        plain = {"coadapt_version": __version__, **to_plain(config), "suite": suite.to_plain()}
+        write_text(output / CONFIG, dump_yaml(plain))
+    if config.plan is not None and not (output / PLAN).is_file():
+        write_text(output / PLAN, dump_yaml(to_plain(config.plan)))
+
+
 def _check_same(checkpoint: Path, config_hash: str) -> None:
+    check_checkpoint(checkpoint)
     if read_json(checkpoint / STATE)["config_hash"] != config_hash:
         raise InputError(f"{checkpoint} is of another configuration; remove it or start anew")
 

@@ -60,7 +60,9 @@ class MultiTaskModel(nn.Module):
         self.tasks = tuple(tasks)
         # Not `config`: the Trainer takes that for a transformers one and writes into it.
         self.recipe, self.plan, self.model_config = recipe, plan, config
-        self.pooling, self.loss_mean, self.seed = pooling, loss_mean, seed
+        self.pooling: Pooling = pooling
+        self.loss_mean: LossMean = loss_mean
+        self.seed = seed
         self.base_fingerprint = fingerprint(backbone)
         self.route = Route()
         self.attached = self._attach(backbone)
@@ -230,7 +232,7 @@ class MultiTaskModel(nn.Module):
     @property
     def is_activation_checkpointing(self) -> bool:
         """Whether the backbone recomputes its activations."""
-        return bool(self.backbone.is_gradient_checkpointing)
+        return self.backbone.is_activation_checkpointing
 
 
 def build_model(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
 from coadapt._files import load_tensors, put_in_place, read_json, save_tensors, seal, write_json
@@ -32,6 +32,7 @@ from coadapt.tasks.render import Collator, TaskDataset
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+TRAINER_STATE = "trainer_state.json"  # the stock Trainer looks for this name
 
 
 class TrainingDiverged(RuntimeError):
@@ -103,7 +104,25 @@ class MultiTaskTrainer(Trainer):
         self.updates = dict.fromkeys((*model.attached.blocks, *_heads(model)), 0)
         self.tokens_seen = 0  # of all ranks, without padding
         self._step_counts = torch.zeros(len(model.tasks))
-        self._logged = torch.zeros(2, len(model.tasks), device=args.device)
+        # Since the last line of the log: losses and rows a task; in the last column steps.
+        self._logged = torch.zeros(2, len(model.tasks) + 1, device=args.device)
+
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Train from the start, or from a checkpoint that is whole to the end."""
+        if checkpoint is not None:
+            self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
+            if self.state.global_step >= self.state.max_steps:
+                # The stock loop asks only after a step whether it was the last.
+                self._take_finished(checkpoint)
+                return
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def _take_finished(self, checkpoint: Path) -> None:
+        self._load_from_checkpoint(str(checkpoint))
+        if self.args.load_best_model_at_end and self.state.best_global_step:
+            best = checkpoint.with_name(f"checkpoint-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = str(best)
+            self._load_best_model()
 
     # Data ----------------------------------------------------------------------------------
 
@@ -128,6 +147,7 @@ class MultiTaskTrainer(Trainer):
         counts = self.accelerator.reduce(counts, "sum").cpu()
         self._step_counts = counts[:-1]
         self.tokens_seen += int(counts[-1])
+        self._logged[1, -1] += 1 / self.args.world_size
         return self._step_counts
 
     # Loss and optimizer --------------------------------------------------------------------
@@ -154,6 +174,7 @@ class MultiTaskTrainer(Trainer):
             )
         self._logged[0].index_add_(0, task_ids, losses)
         self._logged[1].index_add_(0, task_ids, torch.ones_like(losses))
+        self._logged[0, -1] += outputs["loss"].detach()
         # Ranks average their gradients; the shares must sum.
         loss = outputs["loss"] * self.args.world_size
         return (loss, outputs) if return_outputs else loss
@@ -208,10 +229,12 @@ class MultiTaskTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add losses a task and the share of padding, and append a line to metrics.jsonl."""
         if "loss" in logs:
-            sums, counts = self.accelerator.reduce(self._logged.clone(), "sum")
-            for name, total, count in zip(self.multi.task_names, sums, counts, strict=True):
+            *tasks, steps = self._sum_logged().T.tolist()
+            # The stock value forgets, on resuming, the steps before the checkpoint.
+            logs["loss"] = steps[0] / steps[1]
+            for name, (total, count) in zip(self.multi.task_names, tasks, strict=True):
                 if count > 0:
-                    logs[f"loss_{name}"] = (total / count).item()
+                    logs[f"loss_{name}"] = total / count
             logs["padding"] = self.sampler.padding_share()
             self._logged.zero_()
         super().log(logs, start_time)
@@ -220,11 +243,15 @@ class MultiTaskTrainer(Trainer):
             with (Path(self.args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
+    def _sum_logged(self) -> Tensor:
+        return self.accelerator.reduce(self._logged.clone(), "sum")
+
     # Training state ------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint into a temporary folder and rename it when it is whole."""
-        self._refuse_bad_weights()
+        self.refuse_bad_weights()
+        logged = self._sum_logged().tolist()
         run = Path(self.args.output_dir)
         path = run / f"checkpoint-{self.state.global_step}"
         temporary = run / f"tmp-{path.name}"
@@ -234,23 +261,24 @@ class MultiTaskTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         save_random_state(temporary, self.args.process_index)
         self.accelerator.wait_for_everyone()
-        if not self.args.should_save:
-            return
         if self.state.best_global_step:
             best = run / f"checkpoint-{self.state.best_global_step}"
             if best.is_dir() or best == path:
                 self.state.best_model_checkpoint = str(best)
-        self._write_state(temporary)
-        seal(temporary)
-        put_in_place(temporary, path)
-        rotate_checkpoints(
-            output_dir=str(run),
-            save_total_limit=self.args.save_total_limit,
-            best_model_checkpoint=self.state.best_model_checkpoint,
-            use_mtime=False,
-        )
+        if self.args.should_save:
+            self._write_state(temporary, logged)
+            seal(temporary)
+            put_in_place(temporary, path)
+            rotate_checkpoints(
+                output_dir=str(run),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=False,
+            )
+        self.accelerator.wait_for_everyone()
 
-    def _refuse_bad_weights(self) -> None:
+    def refuse_bad_weights(self) -> None:
+        """Raise TrainingDiverged unless every weight is finite."""
         for name, tensor in self.multi.state_tensors().items():
             if not torch.isfinite(tensor).all():
                 raise TrainingDiverged(
@@ -258,7 +286,7 @@ class MultiTaskTrainer(Trainer):
                     "a lower learning rate may help. " + self._where_to_go_on()
                 )
 
-    def _write_state(self, folder: Path) -> None:
+    def _write_state(self, folder: Path, logged: list[list[float]]) -> None:
         save_tensors(folder / MODEL, self.multi.state_tensors())
         scaler = self.accelerator.scaler
         plain = {
@@ -268,21 +296,27 @@ class MultiTaskTrainer(Trainer):
             "scaler": scaler.state_dict() if scaler is not None else None,
             "updates": self.updates,
             "tokens_seen": self.tokens_seen,
+            "logged": logged,
         }
         write_json(folder / STATE, plain)
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-        self.state.save_to_json(str(folder / "trainer_state.json"))
+        self.state.save_to_json(str(folder / TRAINER_STATE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         self._load_weights(folder)
         plain = read_json(folder / STATE)
         self.updates, self.tokens_seen = plain["updates"], plain["tokens_seen"]
+        if self.is_world_process_zero():  # the sum over all ranks
+            self._logged = torch.tensor(plain["logged"], device=self.args.device)
+        # For a checkpoint within an epoch; not every version of the stock loop tells the sampler.
+        steps_an_epoch = len(self.sampler) // self.args.gradient_accumulation_steps
+        step = read_json(folder / TRAINER_STATE)["global_step"]
+        self.sampler.set_epoch((step - 1) // steps_an_epoch)
 
     def _load_weights(self, folder: Path) -> None:
-        check_checkpoint(folder)
         self.multi.load_state_tensors(load_tensors(folder / MODEL), str(folder / MODEL))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -303,8 +337,10 @@ class MultiTaskTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
-        logger.info("taking the weights of %s", self.state.best_model_checkpoint)
-        self._load_weights(Path(self.state.best_model_checkpoint))
+        best = Path(self.state.best_model_checkpoint)
+        logger.info("taking the weights of %s", best)
+        check_checkpoint(best)
+        self._load_weights(best)
 
 
 def _heads(model: MultiTaskModel) -> list[str]:

@@ -129,8 +129,8 @@ class TaskGate(AbstractGate):
         self._member_TR = member_TK.repeat_interleave(torch.tensor(self._ranks), dim=1)
 
     def blocks(self, route: Route) -> tuple[int, ...]:
-        """Every block while gradients flow, else those of the tasks in the batch."""
-        if route.every_block:
+        """Every block while gradients flow or no row is there, else those of the batch's tasks."""
+        if route.every_block or not route.present:
             return tuple(range(len(self._ranks)))
         return tuple(sorted({block for task in route.present for block in self._uses[task]}))
 

@@ -151,17 +151,21 @@ def allocate_ranks(
 
     Raises:
         InfeasibleBudget: if R is smaller than the number of blocks.
+        InputError: if there is no block, or one without tasks.
     """
     _refuse_infeasible(budget, len(sizes))
-    weights = [1.0] * len(sizes) if rule == "uniform" else [float(size) for size in sizes]
-    ideal = [budget * weight / sum(weights) for weight in weights]
-    ranks = [max(1, int(share)) for share in ideal]
+    if not sizes or min(sizes) < 1:
+        raise InputError("a rank budget needs blocks to be split over, each with a task or more")
+    weights = [1] * len(sizes) if rule == "uniform" else list(sizes)
+    # All in units of 1 / sum w: in floating point equal remainders differ, and ties are lost.
+    total = sum(weights)
+    ideal = [budget * weight for weight in weights]
+    ranks = [max(1, share // total) for share in ideal]
     while sum(ranks) > budget:  # the floor has lifted small blocks: take from the most over-served
-        over = max((i for i, r in enumerate(ranks) if r > 1), key=lambda i: (ranks[i] - ideal[i], i))
-        ranks[over] -= 1
+        spare = [i for i, rank in enumerate(ranks) if rank > 1]
+        ranks[max(spare, key=lambda i: (total * ranks[i] - ideal[i], i))] -= 1
     while sum(ranks) < budget:
-        under = max(range(len(ranks)), key=lambda i: (ideal[i] - ranks[i], -i))
-        ranks[under] += 1
+        ranks[max(range(len(ranks)), key=lambda i: (ideal[i] - total * ranks[i], -i))] += 1
     return tuple(ranks)
 
 

@@ -129,8 +129,8 @@ class StepBatchSampler(Sampler[list[int]]):
         assert 0 <= rank < world_size
         self._lengths = np.asarray(lengths)
         self._names = tuple(task_names)
-        ids = np.asarray(task_ids)
-        self._rows = [np.flatnonzero(ids == task) for task in range(len(self._names))]
+        self._task_ids = np.asarray(task_ids)
+        self._rows = [np.flatnonzero(self._task_ids == task) for task in range(len(self._names))]
         for name, rows in zip(self._names, self._rows, strict=True):
             if not len(rows):
                 raise InputError(f"task '{name}' has no training rows; add some or remove it")
@@ -159,10 +159,8 @@ class StepBatchSampler(Sampler[list[int]]):
     def counts(self) -> dict[str, int]:
         """Return how many rows of each task the current epoch draws."""
         drawn = np.concatenate(self._step_batches())
-        return {
-            name: int(np.isin(drawn, rows).sum())
-            for name, rows in zip(self._names, self._rows, strict=True)
-        }
+        counts = np.bincount(self._task_ids[drawn], minlength=len(self._names))
+        return dict(zip(self._names, counts.tolist(), strict=True))
 
     def padding_share(self) -> float:
         """Return the share of padding among the tokens of the current epoch, over all ranks."""

@@ -135,10 +135,7 @@ def _read_csv(path: Path, task: Task) -> Table:
     for line, fields in _records(reader, path, task):
         if not header:
             header = fields
-            missing = [c for c in (*task.columns, task.label) if c not in header]
-            if missing:
-                hint = nearest(missing[0], header)
-                raise InputError(f"{path}, line {line}: {task}: no column '{missing[0]}'{hint}")
+            _check_columns((*task.columns, task.label), header, f"{path}, line {line}", task)
             continue
         if len(fields) != len(header):
             raise InputError(
@@ -195,7 +192,9 @@ _READERS = {
 def _check_columns(wanted: Sequence[str], known: Sequence[str], where: str, task: Task) -> None:
     for column in wanted:
         if column not in known:
-            raise InputError(f"{task}: {where}: no column '{column}'{nearest(column, known)}")
+            raise InputError(f"{where}: {task}: no column '{column}'{nearest(column, known)}")
+        if list(known).count(column) > 1:
+            raise InputError(f"{where}: {task}: column '{column}' stands twice; rename one")
 
 
 def _read_hub(source: HubSource, task: Task) -> dict[Split, Table]:

@@ -55,7 +55,7 @@ Splits = dict[Split, list[_Row]]
 
 def load_rows(
     tasks: Sequence[Task], *, fractions: SplitFractions, seed: int
-) -> tuple[tuple[Task, ...], dict[tuple[str, Split], Rows]]:
+) -> tuple[tuple[Task, ...], dict[tuple[str, str], Rows]]:
     """Read the data of a whole suite; leaks can only be decided for all of its tasks at once.
 
     A text in the test split of any task is removed from the training and validation splits of
@@ -75,7 +75,8 @@ def load_rows(
     """
     splits = {task.name: _read_splits(task, fractions, seed) for task in tasks}
     _remove_leaks(splits)
-    resolved, rows = [], {}
+    resolved: list[Task] = []
+    rows: dict[tuple[str, str], Rows] = {}
     for task in tasks:
         mine = splits[task.name]
         task = _with_labels(task, mine)
@@ -117,8 +118,15 @@ def _check_rows(task: Task, table: Table) -> Iterable[_Row]:
                 raise InputError(
                     f"{table.place(index)}: {task}: column '{column}' holds {text!r}; give a text"
                 )
+        try:
+            key = text_key(texts)
+        except UnicodeEncodeError as error:
+            # JSON can write half of a surrogate pair; no tokenizer takes it.
+            raise InputError(
+                f"{table.place(index)}: {task}: the text holds an unpaired surrogate; remove it"
+            ) from error
         check = _check_value if task.kind == "regression" else _check_class
-        yield _Row(texts, text_key(texts), check(task, table, index), table, index)
+        yield _Row(texts, key, check(task, table, index), table, index)
 
 
 def _check_value(task: Task, table: Table, index: int) -> float:
@@ -161,7 +169,7 @@ def _class_name(task: Task, table: Table, index: int, value: int) -> str | int:
     if not 0 <= value < len(names):
         raise InputError(
             f"{table.place(index)}: {task}: label {value} stands for no class (a split without "
-            f"labels?); choose other splits: data.splits: {{test: validation}}"
+            f"labels?); choose other splits, as in data.splits: {{train: train, test: validation}}"
         )
     declared = [str(label) for label in task.labels]
     if not declared or names[value] in declared or len(declared) != len(names):
@@ -222,7 +230,7 @@ def _with_labels(task: Task, mine: Splits) -> Task:
         raise InputError(
             f"{task}: every training row has the label '{label}'; a classification needs two"
         )
-    labels = task.labels or _sorted_labels(found.values())
+    labels = task.labels or mine["train"][0].table.class_names or _sorted_labels(found.values())
     known = {str(label) for label in labels}
     what = "one of the declared labels" if task.labels else "a label of the train split"
     for row in (row for split in SPLITS for row in mine[split]):
@@ -267,8 +275,7 @@ def _to_rows(task: Task, rows: Sequence[_Row]) -> Rows:
     if task.kind == "regression":
         labels = np.array([row.label for row in rows], dtype=np.float64)
     else:
-        ids = {str(label): index for index, label in enumerate(task.labels)}
-        labels = np.array([ids[str(row.label)] for row in rows], dtype=np.int64)
+        labels = np.array([task.label_id(row.label) for row in rows], dtype=np.int64)
     return Rows(
         texts=tuple(row.texts[0] for row in rows),
         pairs=tuple(row.texts[1] for row in rows) if len(task.columns) == 2 else None,

@@ -46,7 +46,7 @@ def text_key(texts: Sequence[str]) -> bytes:
     """Return a key that rows share whose texts (one, or a pair) are equal when normalised."""
     # A control character that `normalize` never leaves keeps ("a b", "c") and ("a", "b c") apart.
     joined = "\x1f".join(normalize(text) for text in texts)
-    return blake2b(joined.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return blake2b(joined.encode(), digest_size=16).digest()
 
 
 def split_of(key: bytes, fractions: SplitFractions, seed: int) -> Split:

@@ -8,7 +8,7 @@ from typing import Any
 from coadapt._errors import InputError, nearest
 from coadapt.config import to_plain
 from coadapt.tasks.rows import Rows, load_rows
-from coadapt.tasks.split import SPLITS, Split, SplitFractions
+from coadapt.tasks.split import SPLITS, SplitFractions
 from coadapt.tasks.task import Task, check_max_rows
 
 
@@ -57,7 +57,7 @@ class TaskSuite:
                 return task
         raise InputError(f"suite '{self.name}' has no task '{name}'{nearest(name, self.names)}")
 
-    def rows(self, task_name: str, split: Split) -> Rows:
+    def rows(self, task_name: str, split: str) -> Rows:
         """Return the rows of a task's split; the first call reads the data of the whole suite.
 
         Raises:
@@ -107,7 +107,7 @@ class TaskSuite:
         return self
 
     @cached_property
-    def _data(self) -> tuple[tuple[Task, ...], dict[tuple[str, Split], Rows]]:
+    def _data(self) -> tuple[tuple[Task, ...], dict[tuple[str, str], Rows]]:
         if self._whole is not self:
             return self._whole._data
         limited = (

@@ -169,7 +169,7 @@ class Task:
     def _ids(self) -> dict[str, int]:
         return {str(label): index for index, label in enumerate(self.labels)}
 
-    def label_id(self, value: str | int) -> int:
+    def label_id(self, value: str | int | float) -> int:
         """Return the class id of a label, which may be written as text or as a number.
 
         Raises:
@@ -193,7 +193,7 @@ def check_task_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         shown = name if len(name) <= 120 else name[:117] + "..."
         raise InputError(
-            f"task name '{shown}' ({len(name)} characters) cannot be used; take 1 to 100 of "
+            f"task name {shown!r} ({len(name)} characters) cannot be used; take 1 to 100 of "
             f"letters, digits, '_', '-' and '.', not beginning with a dot"
         )
 

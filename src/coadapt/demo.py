@@ -1,0 +1,154 @@
+"""The embedded default: a real encoder, seven real tasks, four ways to share, adapters to ship."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coadapt._files import read_json, write_json
+from coadapt.evaluation import TaskScores, overall
+from coadapt.exporting import verify_peft
+from coadapt.fitting import fit
+from coadapt.planning import Plan
+from coadapt.runs import Run, load_run
+from coadapt.settings import merge_for_api, resolve
+from coadapt.tasks import Rows, TaskSuite, load_suite
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+logger = logging.getLogger(__name__)
+
+MODEL = "asset:minilm"
+BUDGET = 8
+ROWS = {"train": 100, "validation": 50, "test": 300}
+# Families: the same questions under two label sets, spam, and sentiment in four domains.
+CLUSTERS = {
+    "questions": ["trec6", "trec50"],
+    "spam": ["spam"],
+    "sentiment": ["tweets", "amazon", "movie", "nyt"],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A recipe of the demo with the rate and length at which it was found to reach its plateau.
+
+    From ``benchmarks/demo_tuning.py``: equal grids for every recipe, chosen on validation rows.
+    """
+
+    recipe: str
+    learning_rate: float
+    epochs: int
+    plan: Plan | None = field(default=None)
+
+    def training(self, quick: bool) -> dict[str, Any]:
+        """Return what TrainingArguments get; halfway and at the end the validation rows are scored."""
+        return {
+            "learning_rate": self.learning_rate,
+            "num_train_epochs": 1 if quick else self.epochs,
+            "per_device_train_batch_size": 32,
+            "lr_scheduler_type": "linear",
+            "save_strategy": "epoch" if self.epochs < 5 or quick else "steps",
+            "save_steps": 0.25,
+            "eval_strategy": "steps",
+            "eval_steps": 0.5,
+            "logging_steps": 0.25,
+        }
+
+
+ENTRIES = (
+    Entry(recipe="frozen", learning_rate=1e-2, epochs=20),
+    Entry(recipe="lora", learning_rate=2e-3, epochs=20),
+    Entry(recipe="private", learning_rate=4e-3, epochs=30),
+    Entry(
+        recipe="clustered",
+        learning_rate=2e-3,
+        epochs=20,
+        plan=Plan.clustered(CLUSTERS, BUDGET),
+    ),
+)
+
+
+def run_demo(output: Path, *, quick: bool, seed: int, console: "Console") -> dict[str, Any]:
+    """Train the demo's recipes, print the comparison, export the clustered one and check it.
+
+    Args:
+        output: a folder; finished runs of the same demo in it are taken as they are.
+        quick: one epoch each, far from a plateau.
+        seed: of adapters, heads, order and dropout.
+        console: where to print.
+
+    Returns:
+        What is written to ``demo.json``.
+    """
+    suite = load_suite("demo", overrides=[f"max_rows={ROWS}"])
+    _introduce(suite, quick, console)
+    runs: dict[str, Run] = {}
+    scores: dict[str, dict[str, TaskScores]] = {}
+    for entry in ENTRIES:
+        console.print(f"[bold]{entry.recipe}[/]")
+        run = _train(entry, suite, output / entry.recipe, quick=quick, seed=seed)
+        runs[entry.recipe], scores[entry.recipe] = run, run.evaluate()
+    from coadapt._demo_tables import print_comparison
+
+    print_comparison(suite, runs, scores, quick=quick, console=console)
+    check = _ship(runs["clustered"], suite, output / "export", console)
+    summary = {
+        "quick": quick,
+        "seed": seed,
+        "rows": ROWS,
+        "budget": BUDGET,
+        "mean_test_score": {name: overall(found) for name, found in scores.items()},
+        "export_max_difference": check,
+        "runs": {name: read_json(run.path / "result.json") for name, run in runs.items()},
+    }
+    write_json(output / "demo.json", summary)
+    console.print(f"everything is in {output}; numbers in {output / 'demo.json'}", markup=False)
+    return summary
+
+
+def _introduce(suite: TaskSuite, quick: bool, console: "Console") -> None:
+    rows = {task: len(suite.rows(task, "train")) for task in suite.names}
+    console.print(
+        f"{MODEL}: {len(rows)} tasks ({', '.join(rows)}), {min(rows.values())} training rows each, "
+        f"rank budget {BUDGET}"
+    )
+    if quick:
+        console.print("[yellow]--quick: one epoch each; the scores mean nothing[/]")
+
+
+def _train(entry: Entry, suite: TaskSuite, output: Path, *, quick: bool, seed: int) -> Run:
+    data = merge_for_api(
+        MODEL,
+        entry.recipe,
+        entry.plan,
+        budget=BUDGET if entry.recipe in ("lora", "private") else None,
+        training=entry.training(quick),
+        seed=seed,
+    )
+    return fit(resolve(data, suite, where="demo"), suite, output, resume=True)
+
+
+def _ship(run: Run, suite: TaskSuite, folder: Path, console: "Console") -> dict[str, float]:
+    """Export, load the export with stock PEFT on a fresh base, and compare outputs row by row."""
+    run.export(folder, format="peft")
+    exact = load_run(run.path, dtype="float32")
+    rows = {task: _first(suite.rows(task, "test"), 32) for task in suite.names}
+    differences = verify_peft(exact.model, exact.tokenizer, folder, rows)
+    worst = max(differences.values())
+    console.print(
+        f"exported to {folder}: {len(list(folder.glob('adapters/*/adapter_config.json')))} PEFT adapters; "
+        f"loaded with stock PEFT, the outputs differ by at most {worst:.1e} on "
+        f"{sum(map(len, rows.values()))} test rows"
+    )
+    if worst > 1e-4:
+        raise RuntimeError(f"the export does not predict what the run predicts: {differences}")
+    return differences
+
+
+def _first(rows: Rows, count: int) -> Rows:
+    pairs = rows.pairs[:count] if rows.pairs is not None else None
+    return Rows(texts=rows.texts[:count], pairs=pairs, labels=np.asarray(rows.labels)[:count])

@@ -1,0 +1,11 @@
+"""What leaves coadapt: stock PEFT folders, or complete stock transformers models.
+
+Everything here is made from ``MultiTaskModel.fold`` and the heads; nothing knows the block layout.
+"""
+
+from coadapt.exporting.adapters import export_peft
+from coadapt.exporting.merged import export_merged
+from coadapt.exporting.report import ExportReport, Finding
+from coadapt.exporting.verify import verify_peft
+
+__all__ = ["ExportReport", "Finding", "export_merged", "export_peft", "verify_peft"]

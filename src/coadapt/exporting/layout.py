@@ -1,0 +1,99 @@
+"""The files of an export, and the base model they are for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from coadapt._errors import InputError
+from coadapt._files import MANIFEST, read_json, save_tensors, write_json
+from coadapt._version import __version__
+from coadapt.assets import resolve_model
+from coadapt.backbone import ModelConfig, quiet_loading
+from coadapt.model import MultiTaskModel
+from coadapt.tasks import Task
+
+ROUTES = "routes.json"
+CARD = "README.md"
+ADAPTERS = "adapters"
+HEADS = "heads"
+MODELS = "models"
+FORMAT = 1
+
+
+def check_target(folder: Path) -> Path:
+    """Return the absolute folder to write; it must be new, empty or an earlier export.
+
+    Raises:
+        InputError: if it is a file, or holds anything that no export wrote.
+    """
+    folder = folder.resolve()
+    if not folder.exists():
+        return folder
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another output")
+    if not any(folder.iterdir()):
+        return folder
+    if not (folder / ROUTES).is_file() or not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} is not empty and no export of coadapt; choose another output")
+    written = {*read_json(folder / MANIFEST), MANIFEST}
+    for path in folder.rglob("*"):
+        if path.is_file() and str(path.relative_to(folder)) not in written:
+            raise InputError(
+                f"{folder} would be replaced, but {path} in it is no part of the earlier export; "
+                "move it away or choose another output"
+            )
+    return folder
+
+
+def route_of(model: MultiTaskModel, task: Task) -> dict[str, Any]:
+    """Return what a server needs to know about a task besides where its weights are."""
+    return {
+        "kind": task.kind,
+        "labels": list(task.labels),
+        "text_columns": list(task.columns),
+        "pooling": model.pooling,
+        "max_length": model.model_config.max_length,
+    }
+
+
+def write_routes(folder: Path, model: MultiTaskModel, routes: Mapping[str, dict[str, Any]]) -> None:
+    """Write routes.json: which task goes where, and on which base model."""
+    data = {
+        "format": FORMAT,
+        "coadapt": __version__,
+        "base": model.model_config.name,
+        "base_fingerprint": model.base_fingerprint,
+        "tasks": dict(routes),
+    }
+    write_json(folder / ROUTES, data)
+
+
+def save_head(model: MultiTaskModel, task: str, folder: Path) -> str:
+    """Write a task's head, ``weight`` (C, d) and ``bias`` (C,); return its path in ``folder``."""
+    state = model.state_tensors()
+    head = {key: state[f"heads/{task}/{key}"].float() for key in ("weight", "bias")}
+    (folder / HEADS).mkdir(exist_ok=True)
+    save_tensors(folder / HEADS / f"{task}.safetensors", head)
+    return f"{HEADS}/{task}.safetensors"
+
+
+def load_fresh(auto_class: Any, config: ModelConfig, **kwargs: Any) -> PreTrainedModel:
+    """Load the base model anew, in float32, with its own dropout and in evaluation mode.
+
+    Args:
+        auto_class: one of transformers' auto classes.
+        config: names the model.
+        kwargs: for its ``from_pretrained``.
+    """
+    # What the checkpoint lacks (a head, a pooler) is drawn at random, and replaced or not used.
+    with quiet_loading(), torch.random.fork_rng(devices=[]):
+        return auto_class.from_pretrained(
+            resolve_model(config.name),
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            **kwargs,
+        ).eval()

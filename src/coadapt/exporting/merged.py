@@ -1,0 +1,159 @@
+"""Export as complete stock models: one sequence classifier a task, nothing left to apply."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from coadapt._errors import InputError
+from coadapt._files import new_folder, write_text
+from coadapt.backbone import quiet_loading
+from coadapt.exporting.card import export_card, part_card
+from coadapt.exporting.layout import (
+    CARD,
+    MODELS,
+    check_target,
+    load_fresh,
+    route_of,
+    write_routes,
+)
+from coadapt.exporting.report import ExportReport
+from coadapt.exporting.verify import in_float32
+from coadapt.model import MultiTaskModel
+from coadapt.tasks import Rows, Task
+from coadapt.tasks.render import Collator, encode
+
+TOLERANCE = 1e-4
+_PROBE = ("one", "a second text, longer than the first", "the third one; 3 of 3?")
+_INSTEAD = "or export with --format peft"
+
+
+def export_merged(
+    model: MultiTaskModel, tokenizer: Any, folder: str | Path, *, card_config: str
+) -> ExportReport:
+    """Write a complete ``AutoModelForSequenceClassification`` folder for each task.
+
+    Each is the float32 base model with ``B A`` added to its weights (or with the weights that full
+    fine-tuning left), the task's head as its classifier, and the tokenizer. Before a folder is
+    written, its outputs are compared with the model's.
+
+    Args:
+        model: the trained model.
+        tokenizer: its tokenizer, saved with every task.
+        folder: new, empty, or an earlier export, which is replaced.
+        card_config: the resolved configuration as YAML, for the model card.
+
+    Raises:
+        InputError: if backbone, pooling and head do not have the form of such a model, naming what
+            to change; or the folder holds something else.
+    """
+    _refuse_other_forms(model)
+    folder = check_target(Path(folder))
+    reference = in_float32(model)
+    routes = {}
+    with new_folder(folder) as temporary:
+        for task in model.tasks:
+            merged = merge_task(reference, task)
+            _check_same(reference, merged, tokenizer, task)
+            name = f"{MODELS}/{task.name}"
+            with quiet_loading():  # its progress bar would interrupt whoever draws another
+                merged.save_pretrained(temporary / name)
+            tokenizer.save_pretrained(temporary / name)
+            routes[task.name] = {"model": name, **route_of(model, task)}
+            card = part_card(model, name, routes, card_config)
+            write_text(temporary / name / CARD, card)
+        write_text(temporary / CARD, export_card(model, routes, card_config))
+        write_routes(temporary, model, routes)
+    tasks = {task: route["model"] for task, route in routes.items()}
+    return ExportReport(folder=folder, format="merged", tasks=tasks)
+
+
+def _refuse_other_forms(model: MultiTaskModel) -> None:
+    structure = model.recipe.structure
+    if not structure.mergeable and structure.ships_as not in ("merged", "none"):
+        raise InputError(
+            f"structure '{structure.kind}' ships as '{structure.ships_as}' and depends on "
+            f"{structure.depends_on}: no single model equals it; keep the run itself: "
+            "coadapt.load_run(...).predict(...)"
+        )
+    if model.pooling != "pooler":
+        raise InputError(
+            f"a merged model needs model.pooling 'pooler' (it classifies the pooler's output), but "
+            f"this one pools by '{model.pooling}'; set model.pooling to pooler and train again, "
+            f"{_INSTEAD}"
+        )
+    known = AutoModelForSequenceClassification._model_mapping
+    if type(model.backbone.config) not in known:
+        kind = model.backbone.config.model_type
+        raise InputError(
+            f"transformers has no sequence classifier for model type '{kind}'; {_INSTEAD[3:]}"
+        )
+
+
+@torch.no_grad()
+def merge_task(model: MultiTaskModel, task: Task) -> PreTrainedModel:
+    """Return a stock float32 classifier that computes what ``model`` does for ``task``.
+
+    Raises:
+        InputError: if the stock class has a head of another form.
+    """
+    auto_class, head_config = AutoModelForSequenceClassification, _head_config(task)
+    merged = load_fresh(auto_class, model.model_config, **head_config)
+    state = model.state_tensors()
+    weight, bias = (state[f"heads/{task.name}/{key}"].float() for key in ("weight", "bias"))
+    classifier = getattr(merged, "classifier", None)
+    if not isinstance(classifier, nn.Linear) or classifier.weight.shape != weight.shape:
+        raise InputError(
+            f"{type(merged).__name__} has no single linear 'classifier' on the pooler's output, "
+            f"which is what a coadapt head is; {_INSTEAD[3:]}"
+        )
+    classifier.weight.copy_(weight)
+    classifier.bias.copy_(bias)
+    base = merged.base_model
+    if model.recipe.structure.trains_backbone:
+        base.load_state_dict(model.backbone.state_dict())
+    if model.recipe.structure.mergeable:
+        for name, (A, B) in model.fold(task.name).items():
+            _add(base.get_submodule(name), B @ A)
+    return merged
+
+
+def _head_config(task: Task) -> dict[str, Any]:
+    if task.kind == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    names = [str(label) for label in task.labels]
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": "single_label_classification",
+    }
+
+
+def _add(module: nn.Module, update: Tensor) -> None:
+    weight = module.get_parameter("weight")
+    weight += update.T if isinstance(module, Conv1D) else update
+
+
+@torch.no_grad()
+def _check_same(model: MultiTaskModel, merged: PreTrainedModel, tokenizer: Any, task: Task) -> None:
+    """Compare on a few texts: a class may do more between pooler and head than its parts show."""
+    pairs = _PROBE[::-1] if len(task.columns) == 2 else None
+    rows = Rows(texts=_PROBE, pairs=pairs, labels=torch.zeros(len(_PROBE)).numpy())
+    encoded = encode(tokenizer, rows, min(model.model_config.max_length, 32))
+    index = model.task_id(task.name)
+    batch = Collator(tokenizer)([{**row, "task_id": index, "label": 0.0} for row in encoded])
+    del batch["labels"]
+    was_training = model.training
+    own = model.eval()(**batch)["outputs"][:, : task.num_outputs]
+    model.train(was_training)
+    del batch["task_ids"]
+    difference = float((merged(**batch).logits - own).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(own.abs().max())):
+        raise InputError(
+            f"{type(merged).__name__} does not compute what the run does for task '{task.name}' "
+            f"(logits differ by {difference:.2g}); {_INSTEAD[3:]}"
+        )

@@ -1,0 +1,480 @@
+"""What every structure must hold: a structure joins by one line in PARTS."""
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.reference.dense import dense_layer
+from tests.small import (
+    MIXED,
+    NAMES,
+    blocks_of,
+    gradients,
+    make_batch,
+    make_model,
+    output_hash,
+    randomize,
+    take,
+)
+from torch import Generator, Tensor, nn
+from transformers import AutoModel
+from transformers.pytorch_utils import Conv1D
+
+from coadapt.adapters import PartitionedLinear, Route, eject
+from coadapt.backbone import pool
+from coadapt.fitting import train
+from coadapt.inits import AbstractInit
+from coadapt.planning import Block, Plan
+from coadapt.recipe import Recipe
+from coadapt.saving import load_adapter, save_adapter
+from coadapt.structures import Bank, Single, Site, Structure
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A structure and the plan it is tried with."""
+
+    structure: Structure
+    plan: Callable[[Sequence[str]], Plan]
+
+
+def two_blocks(tasks: Sequence[str]) -> Plan:
+    blocks = {"left": Block(rank=1, tasks=tuple(tasks)), "right": Block(rank=3, tasks=tuple(tasks))}
+    return Plan(blocks=blocks)
+
+
+def unequal_clusters(tasks: Sequence[str]) -> Plan:
+    few, many = Block(rank=4, tasks=tuple(tasks[:1])), Block(rank=1, tasks=tuple(tasks[1:]))
+    return Plan(blocks={"few": few, "many": many})
+
+
+PARTS = {
+    "single": Part(Single(scale=1.5), lambda tasks: Plan.shared(tasks, 3)),
+    "single_two_blocks": Part(Single(scale=0.5), two_blocks),
+    "bank_private": Part(Bank(scale=1.5), lambda tasks: Plan.private(tasks, 2 * len(tasks))),
+    "bank_unequal_clusters": Part(Bank(scale=0.5), unequal_clusters),
+    "bank_shared_private": Part(Bank(scale=2.0), lambda tasks: Plan.shared_private(tasks, 8)),
+    "bank_one_cluster": Part(Bank(scale=2.0), lambda tasks: Plan.shared(tasks, 3)),
+}
+
+
+@dataclass(frozen=True)
+class Scattered(AbstractInit):
+    """Both factors away from zero, with or without an offset to compensate."""
+
+    offset: bool
+
+    @torch.no_grad()
+    def fill(self, layer: PartitionedLinear, block: int, generator: Generator) -> None:
+        for factor in (layer.A[block], layer.B[block]):
+            factor.copy_(torch.randn(factor.shape, generator=generator) * 0.5)
+
+
+@pytest.fixture(params=PARTS.values(), ids=PARTS.keys())
+def part(request):
+    return request.param
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "offset"])
+def offset(request):
+    return request.param
+
+
+# The layer against the dense oracle ------------------------------------------------------------
+
+IN, OUT = 6, 5
+
+
+def linear(bias: bool = True) -> nn.Linear:
+    return nn.Linear(IN, OUT, bias=bias)
+
+
+def conv1d() -> Conv1D:
+    base = Conv1D(OUT, IN)
+    nn.init.normal_(base.bias)
+    return base
+
+
+BASES = {"linear": linear, "linear_no_bias": lambda: linear(bias=False), "conv1d": conv1d}
+
+
+@dataclass
+class Case:
+    """One adapted map with everything the oracle needs to know about it."""
+
+    part: Part
+    layer: PartitionedLinear
+    route: Route
+
+    @classmethod
+    def make(cls, part: Part, *, offset: bool = False, base: nn.Module | None = None) -> "Case":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            host = nn.ModuleDict({"map": base or linear()})
+            route = Route()
+            site = Site(
+                backbone=host,
+                names=("map",),
+                tasks=NAMES,
+                plan=part.plan(NAMES),
+                init=Scattered(offset),
+                route=route,
+                seed=0,
+            )
+            layer = part.structure.attach(site).layers["map"]
+            with torch.no_grad():
+                for factor in [*layer.A, *layer.B]:  # as training would, away from an offset
+                    factor.add_(torch.randn(factor.shape) * 0.5)
+        return cls(part, layer, route)
+
+    def forward(self, x: Tensor, task_ids: Sequence[int]) -> Tensor:
+        self.route.set(torch.tensor(task_ids, dtype=torch.long))
+        return self.layer(x)
+
+    def expected(self, x: Tensor, task_ids: Sequence[int], **factors: Sequence[Tensor]) -> Tensor:
+        """The oracle in the dtype of ``x``, on the layer's own factors unless others are given."""
+        A = factors.get("A") or [a.detach().to(x.dtype) for a in self.layer.A]
+        B = factors.get("B") or [b.detach().to(x.dtype) for b in self.layer.B]
+        base = self.layer.base
+        W = base.weight.T if isinstance(base, Conv1D) else base.weight
+        return dense_layer(
+            x,
+            task_ids,
+            W=W.detach().to(x.dtype),
+            b=None if base.bias is None else base.bias.detach().to(x.dtype),
+            scale=self.part.structure.scale,
+            gates=self.gates(),
+            blocks=list(zip(A, B, strict=True)),
+            offset=[
+                (a.to(x.dtype), b.to(x.dtype))
+                for a, b in zip(self.layer.A0, self.layer.B0, strict=True)
+            ],
+        )
+
+    def gates(self) -> list[list[float]]:
+        """The design's table: 1 everywhere, or the one-hot of the row's task."""
+        blocks = self.part.plan(NAMES).blocks.values()
+        always = self.part.structure.depends_on == "nothing"
+        return [[float(always or task in block.tasks) for block in blocks] for task in NAMES]
+
+
+def normal(*shape: int, seed: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def rows_of(task_ids: Sequence[int], *between: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return normal(len(task_ids), *between, IN, dtype=dtype)
+
+
+BATCHES = {"mixed": MIXED, "one_task": (1, 1, 1), "one_row": (2,), "no_row": ()}
+
+
+def compare_gradients(case: Case, x: Tensor, task_ids: Sequence[int], tolerance: float) -> None:
+    """Compare output and gradients with the oracle's in float64, relative to the largest entry."""
+    x = x.detach().requires_grad_()
+    y = case.forward(x, task_ids)
+    weights = normal(*y.shape, seed=5)
+    (y.double() * weights).sum().backward()
+
+    x_exact = x.detach().double().requires_grad_()
+    A = [a.detach().double().requires_grad_() for a in case.layer.A]
+    B = [b.detach().double().requires_grad_() for b in case.layer.B]
+    y_exact = case.expected(x_exact, task_ids, A=A, B=B)
+    if task_ids:
+        (y_exact * weights).sum().backward()
+
+    assert y.dtype == x.dtype
+    close(y, y_exact, tolerance)
+    mine = [x, *case.layer.A, *case.layer.B]
+    for tensor, exact in zip(mine, [x_exact, *A, *B], strict=True):
+        # The oracle's row loop leaves out what no row uses, the layer's gradient is zero there.
+        wanted = torch.zeros_like(exact) if exact.grad is None else exact.grad
+        close(tensor.grad, wanted, tolerance)
+
+
+def close(mine: Tensor, exact: Tensor, tolerance: float) -> None:
+    mine, exact = mine.detach(), exact.detach()
+    assert mine.shape == exact.shape
+    if exact.numel():
+        largest = max(float(exact.abs().max()), 1.0)
+        assert float((mine.double() - exact).abs().max()) <= tolerance * largest
+
+
+@pytest.mark.parametrize("between", [(), (4,)], ids=["B_d", "B_S_d"])
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES.keys())
+def test_layer_equals_the_dense_oracle_in_float64(part, offset, base, between):
+    case = Case.make(part, offset=offset, base=base())
+    case.layer.double()
+    compare_gradients(case, rows_of(MIXED, *between), MIXED, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # Eight bits of mantissa, a few roundings in a row; the factors stay in float32.
+    [(torch.float32, 2e-6), (torch.bfloat16, 3e-2)],
+    ids=["float32", "bfloat16"],
+)
+def test_layer_equals_the_dense_oracle_in_low_precision(part, offset, dtype, tolerance):
+    case = Case.make(part, offset=offset)
+    case.layer.base.to(dtype)
+    compare_gradients(case, rows_of(MIXED, 4, dtype=dtype), MIXED, tolerance)
+    assert {f.dtype for f in case.layer.A} | {f.grad.dtype for f in case.layer.B} == {torch.float32}
+
+
+@pytest.mark.parametrize("task_ids", BATCHES.values(), ids=BATCHES.keys())
+def test_layer_takes_any_batch(part, offset, task_ids):
+    case = Case.make(part, offset=offset)
+    case.layer.double()
+    x = rows_of(task_ids, 4)
+    compare_gradients(case, x, task_ids, 1e-12)
+    with torch.no_grad():
+        close(case.forward(x, task_ids), case.expected(x, task_ids), 1e-12)
+
+
+def test_layer_folds_into_the_dense_update(part, offset):
+    case = Case.make(part, offset=offset)
+    for task in range(len(NAMES)):
+        A, B = case.layer.fold(task)
+        used = sum(
+            rank.shape[0]
+            for rank, gate in zip(case.layer.A, case.gates()[task], strict=True)
+            if gate
+        )
+        assert (A.dtype, B.dtype) == (torch.float32, torch.float32)
+        assert A.shape == (used * (1 + offset), IN)
+        assert B.shape == (OUT, used * (1 + offset))
+        x = rows_of((task,) * 3)
+        base = nn.functional.linear(x, case.layer.base.weight.double(), case.layer.base.bias.double())
+        close(base + x @ (B.double() @ A.double()).T, case.expected(x, (task,) * 3), 1e-6)
+
+
+# Dropout -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["z", "x"])
+def test_dropout_does_nothing_in_evaluation_and_at_zero(part, offset, where):
+    x = rows_of(MIXED, 4)
+    dropping = replace(part, structure=replace(part.structure, dropout=0.5, dropout_at=where))
+    case = Case.make(dropping, offset=offset)
+    case.layer.double().eval()
+    close(case.forward(x, MIXED), case.expected(x, MIXED), 1e-12)
+    keeping = replace(part, structure=replace(part.structure, dropout=0.0, dropout_at=where))
+    case = Case.make(keeping, offset=offset)
+    case.layer.double().train()
+    close(case.forward(x, MIXED), case.expected(x, MIXED), 1e-12)
+
+
+@pytest.mark.parametrize("where", ["z", "x"])
+def test_dropout_is_unbiased_and_leaves_the_base_alone(part, where):
+    part = replace(part, structure=replace(part.structure, dropout=0.4, dropout_at=where))
+    case = Case.make(part)
+    num_draws, task = 20_000, 1
+    x = rows_of((task,))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        case.layer.double().train()
+        y = case.forward(x.expand(num_draws, IN), (task,) * num_draws)
+        standard_error = y.std(dim=0) / num_draws**0.5
+        exact = case.expected(x, (task,))[0]
+        assert (standard_error > 0).all()
+        assert ((y.mean(dim=0) - exact).abs() < 4.5 * standard_error).all()
+        # What dropout takes away without compensation would be seen.
+        base = nn.functional.linear(x[0], case.layer.base.weight, case.layer.base.bias)
+        assert ((exact - base).abs() * 0.4 > 9 * standard_error).any()
+        for factor in case.layer.B:
+            factor.zero_()
+        assert torch.equal(case.forward(x, (task,)), case.layer.base(x))
+
+
+@pytest.mark.parametrize("where", ["z", "x"])
+def test_dropout_drops_what_it_says(where):
+    part = Part(Single(scale=1.0, dropout=0.5, dropout_at=where), lambda t: Plan.shared(t, 1))
+    case = Case.make(part)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        x = rows_of((0,)).float().expand(2000, IN)
+        y = case.layer.train()
+        y = case.forward(x, (0,) * 2000) - case.layer.base(x)
+    # Of rank 1, an update with one entry of z has two values, one with six inputs up to 64.
+    num_values = len(torch.unique((y[:, 0] * 1e4).round()))
+    assert num_values == (2 if where == "z" else 64)
+
+
+# The whole model ---------------------------------------------------------------------------------
+
+
+def part_model(folder, part: Part, *, offset: bool = False, **options):
+    init = Scattered(offset=True) if offset else None
+    return make_model(folder, part.structure, part.plan(NAMES), init=init, **options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_a_fresh_model_is_the_base_model(tiny_bert, part, dtype):
+    model = part_model(tiny_bert, part, dtype=dtype, target_modules="all-linear").eval()
+    base = AutoModel.from_pretrained(tiny_bert, dtype=getattr(torch, dtype)).eval()
+    assert len(model.attached.layers) == 12
+    batch = make_batch(MIXED)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            model.route.set(batch["task_ids"])
+            mine, theirs = model.backbone(**inputs), base(**inputs)
+        assert torch.equal(mine.last_hidden_state, theirs.last_hidden_state)
+
+
+def test_a_fresh_model_with_offset_is_the_base_model_to_rounding(tiny_bert, part):
+    model = part_model(tiny_bert, part, offset=True, dtype="float64").eval()
+    base = AutoModel.from_pretrained(tiny_bert, dtype=torch.float64).eval()
+    assert any(bool(b.any()) for name, b in blocks_of(model).items() if name.endswith("/B"))
+    batch = make_batch(MIXED)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    model.route.set(batch["task_ids"])
+    mine, theirs = model.backbone(**inputs), base(**inputs)
+    torch.testing.assert_close(mine.last_hidden_state, theirs.last_hidden_state, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_merged_equals_unmerged(tiny_bert, part, offset):
+    model = randomize(part_model(tiny_bert, part, offset=offset, dtype="float64")).eval()
+    for index, task in enumerate(model.tasks):
+        merged = AutoModel.from_pretrained(tiny_bert, dtype=torch.float64).eval()
+        folded = model.fold(task.name)
+        assert set(folded) == set(model.attached.layers)
+        for name, (A, B) in folded.items():
+            merged.get_submodule(name).weight += (B @ A).double()
+        batch = make_batch((index,) * 4)
+        del batch["labels"]
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        pooled = pool(merged(**inputs), batch["attention_mask"], "mean")
+        head = model.heads.weight[index].double(), model.heads.bias[index].double()
+        outputs = model(**batch)["outputs"]
+        assert outputs.shape == (4, task.num_outputs)
+        torch.testing.assert_close(
+            outputs, nn.functional.linear(pooled, *head), rtol=0, atol=2e-6
+        )
+
+
+@pytest.mark.parametrize("task", range(len(NAMES)), ids=NAMES)
+def test_only_assigned_blocks_get_gradient(tiny_bert, part, offset, task):
+    model = randomize(part_model(tiny_bert, part, offset=offset))
+    model(**make_batch((task,) * 3))["loss"].backward()
+    plan = part.plan(NAMES)
+    for name, factor in blocks_of(model).items():
+        block = plan.blocks[name.split("/")[0]]
+        assert factor.grad is not None, name  # every block is in every step's graph
+        assert bool(factor.grad.any()) == (NAMES[task] in block.tasks), name
+    for index, (weight, bias) in enumerate(zip(model.heads.weight, model.heads.bias, strict=True)):
+        assert bool(weight.grad.any()) == bool(bias.grad.any()) == (index == task)
+    frozen = [p for n, p in model.attached.tensors().items() if n.endswith(("/A0", "/B0"))]
+    assert len(frozen) == (len(blocks_of(model)) if offset else 0)
+    trained = {id(p) for p in [*blocks_of(model).values(), *model.heads.parameters()]}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == trained
+
+
+def test_parameter_count_equals_the_formula(tiny_bert, part, offset):
+    model = part_model(tiny_bert, part, offset=offset, target_modules="all-linear")
+    R = sum(block.rank for block in part.plan(NAMES).blocks.values())
+    attention, feed_forward = 4 * (32 + 32), 2 * (32 + 64)
+    assert model.num_trainable["adapters"] == 2 * R * (attention + feed_forward)
+    assert model.num_trainable["heads"] == (2 + 3 + 1) * (32 + 1)
+
+
+@torch.no_grad()
+def test_a_mixed_batch_equals_its_rows_one_by_one(tiny_bert, part, offset):
+    model = randomize(part_model(tiny_bert, part, offset=offset, dtype="float64")).eval()
+    batch = make_batch(MIXED)
+    together = model(**batch)
+    for index, task in enumerate(MIXED):
+        alone = model(**take(batch, slice(index, index + 1)))
+        width = model.tasks[task].num_outputs
+        mine = together["outputs"][index]
+        torch.testing.assert_close(mine[:width], alone["outputs"][0], rtol=0, atol=1e-12)
+        assert torch.isneginf(mine[width:]).all()
+        torch.testing.assert_close(
+            together["row_losses"][index], alone["row_losses"][0], rtol=1e-12, atol=1e-12
+        )
+
+
+def test_a_batch_without_rows_gives_zero_loss_and_zero_gradients(tiny_bert, part, offset):
+    model = randomize(part_model(tiny_bert, part, offset=offset))
+    batch = make_batch(())
+    outputs = model(**batch)
+    assert outputs["outputs"].shape == (0, 3)
+    assert outputs["loss"].item() == 0.0
+    for name, gradient in gradients(model, batch).items():
+        assert not gradient.any(), name
+    # As DistributedDataParallel needs it: every trainable parameter is in the graph.
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    with torch.no_grad():
+        assert model(**batch)["outputs"].shape == (0, 3)
+
+
+def test_eject_restores_the_base_modules(tiny_bert, part, offset):
+    backbone = AutoModel.from_pretrained(tiny_bert)
+    before = dict(backbone.named_modules())
+    weights = copy.deepcopy(backbone.state_dict())
+    names = ("encoder.layer.0.attention.self.query", "encoder.layer.1.output.dense")
+    site = Site(
+        backbone=backbone,
+        names=names,
+        tasks=NAMES,
+        plan=part.plan(NAMES),
+        init=Scattered(offset),
+        route=Route(),
+        seed=0,
+    )
+    attached = part.structure.attach(site)
+    for name in names:
+        assert backbone.get_submodule(name) is attached.layers[name]
+        assert attached.layers[name].base is before[name]
+    eject(backbone, attached.layers)
+    after = dict(backbone.named_modules())
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+    assert all(torch.equal(weights[n], w) for n, w in backbone.state_dict().items())
+
+
+def test_saved_and_loaded_factors_have_the_same_bits(tiny_bert, part, offset, tmp_path):
+    model = randomize(part_model(tiny_bert, part, offset=offset, seed=1)).eval()
+    save_adapter(model, tmp_path / "adapter")
+    other = part_model(tiny_bert, part, offset=offset, seed=2).eval()
+    batch = make_batch(MIXED)
+    with torch.no_grad():
+        assert not torch.equal(model(**batch)["outputs"], other(**batch)["outputs"])
+        load_adapter(other, tmp_path / "adapter")
+        assert torch.equal(model(**batch)["outputs"], other(**batch)["outputs"])
+
+
+def test_a_fresh_process_loads_runs_with_the_same_bits(tiny_bert, toy_suite_dict, tmp_path):
+    hashes = {}
+    for name, part in PARTS.items():
+        run = train(
+            {"name": str(tiny_bert), "dtype": "float32", "max_length": 32},
+            toy_suite_dict,
+            Recipe(structure=part.structure),
+            plan=part.plan(list(toy_suite_dict["tasks"])),
+            output=tmp_path / name,
+            training={"max_steps": 2, "save_strategy": "no", "disable_tqdm": True},
+        )
+        hashes[name] = output_hash(run)
+    assert len(set(hashes.values())) == len(hashes)
+    source = (
+        "import json, sys\n"
+        "from coadapt.runs import load_run\n"
+        "from tests.small import output_hash\n"
+        "print(json.dumps({p: output_hash(load_run(p)) for p in sys.argv[1:]}))\n"
+    )
+    paths = {name: str(tmp_path / name) for name in PARTS}
+    command = [sys.executable, "-c", source, *paths.values()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {name: found[path] for name, path in paths.items()} == hashes

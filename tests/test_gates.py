@@ -1,0 +1,98 @@
+"""Gates: which blocks a row uses, and the route that tells them."""
+
+import pytest
+import torch
+
+from coadapt.adapters import ConstantGate, Route, TaskGate
+
+# Task 0 uses blocks 0 and 2, task 1 block 1, task 2 all; block k has rank k + 1.
+USES, RANKS = ((0, 2), (1,), (0, 1, 2)), (1, 2, 3)
+ROWS = ([1, 0, 0, 1, 1, 1], [0, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1])
+
+
+def route_of(*task_ids: int, grad: bool = True) -> Route:
+    route = Route()
+    with torch.set_grad_enabled(grad):
+        route.set(torch.tensor(task_ids, dtype=torch.long))
+    return route
+
+
+def test_what_gates_depend_on():
+    assert ConstantGate.depends_on == "nothing"
+    assert TaskGate.depends_on == "task"
+
+
+def test_constant_gate_is_one_for_every_block():
+    gate = ConstantGate(3)
+    for route in (Route(), route_of(0, 1), route_of(0, grad=False)):
+        assert gate.blocks(route) == (0, 1, 2)
+        assert gate(torch.zeros(2, 4), route) is None
+    assert gate.constants(0) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("between", [(), (4,), (4, 2)], ids=["B_d", "B_S_d", "B_S_H_d"])
+def test_task_gate_repeats_the_tasks_blocks_over_their_ranks(between, dtype):
+    task_ids = (1, 0, 2, 0)
+    x = torch.zeros(4, *between, 5, dtype=dtype)
+    values = TaskGate(USES, RANKS)(x, route_of(*task_ids))
+    assert values.dtype == dtype
+    assert values.shape == (4, *(1 for _ in between), 6)
+    assert values.reshape(4, 6).tolist() == [ROWS[task] for task in task_ids]
+
+
+def test_task_gate_leaves_out_the_blocks_no_row_uses_when_no_gradient_flows():
+    gate, x = TaskGate(USES, RANKS), torch.zeros(2, 5)
+    assert gate.blocks(route_of(0, 1)) == (0, 1, 2)
+    assert gate.blocks(route_of(1, 1, grad=False)) == (1,)
+    assert gate.blocks(route_of(0, 0, grad=False)) == (0, 2)
+    assert gate.blocks(route_of(1, 0, grad=False)) == (0, 1, 2)
+    assert gate.blocks(route_of(grad=False)) == (0, 1, 2)
+    narrow = TaskGate(((0,), (2,), (1,)), RANKS)
+    values = narrow(x, route_of(1, 0, grad=False))
+    assert narrow.blocks(route_of(1, 0, grad=False)) == (0, 2)
+    assert values.tolist() == [[0, 1, 1, 1], [1, 0, 0, 0]]
+
+
+def test_task_gate_is_none_exactly_where_all_values_are_one():
+    gate, x = TaskGate(USES, RANKS), torch.zeros(2, 5)
+    assert gate(x, route_of(2, 2)) is None
+    assert gate(x, route_of(0, 0, grad=False)) is None
+    assert gate(x, route_of(0, 0)) is not None
+    assert gate(x, route_of(2, 0)) is not None
+    assert gate(x[:0], route_of()) is None
+
+
+def test_task_gate_constants_are_its_rows():
+    gate = TaskGate(USES, RANKS)
+    assert [gate.constants(task) for task in range(3)] == [(1, 0, 1), (0, 1, 0), (1, 1, 1)]
+
+
+def test_the_blocks_in_the_graph_are_settled_when_the_route_is_set():
+    """Re-entrant checkpointing runs a layer without gradients first: both passes must agree."""
+    gate, route = TaskGate(USES, RANKS), route_of(1, 1)
+    with torch.no_grad():
+        assert gate.blocks(route) == (0, 1, 2)
+    frozen = route_of(1, 1, grad=False)
+    with torch.enable_grad():
+        assert gate.blocks(frozen) == (1,)
+
+
+def test_values_are_made_once_a_forward_and_never_outlive_it():
+    gate, route, x = TaskGate(USES, RANKS), route_of(0, 1), torch.zeros(2, 3, 5)
+    first = gate(x, route)
+    assert gate(torch.ones(2, 7, 5), route).data_ptr() == first.data_ptr()
+    assert gate(x.double(), route).dtype == torch.float64
+    other = TaskGate(((1,), (0,)), (3, 3))
+    assert not torch.equal(other(x, route), first)
+    route.set(torch.tensor([1, 0]))
+    assert torch.equal(gate(x, route), first.flip(0))
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_a_route_refuses_rows_it_was_not_set_for(num_rows):
+    gate, route = TaskGate(USES, RANKS), route_of(0, 1)
+    with pytest.raises(RuntimeError, match=f"got {num_rows} rows but task ids for 2"):
+        gate(torch.zeros(num_rows, 5), route)
+    with pytest.raises(RuntimeError, match="task ids for none"):
+        gate(torch.zeros(num_rows, 5), Route())

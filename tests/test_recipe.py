@@ -1,0 +1,171 @@
+"""The table of methods: every row loads, comes back from plain data, and trains."""
+
+import json
+import math
+
+import pytest
+import torch
+from tests.small import TASKS, make_model
+from transformers import AutoModel
+
+from coadapt import InputError
+from coadapt.config import dump_yaml, load_yaml, parse, to_plain
+from coadapt.fitting import train
+from coadapt.groups import Uniform
+from coadapt.planning import Plan
+from coadapt.recipe import RECIPES, Recipe, find_recipe, list_methods
+from coadapt.structures import Bank, Single
+
+COLUMNS = {"name", "paper", "summary", "depends_on", "ships_as", "mergeable"}
+
+
+@pytest.fixture(params=RECIPES)
+def name(request):
+    return request.param
+
+
+def test_a_row_comes_back_from_plain_data_and_yaml(name, tmp_path):
+    recipe = RECIPES[name].recipe
+    assert parse(Recipe, to_plain(recipe), name) == recipe
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_yaml(to_plain(recipe)), encoding="utf-8")
+    assert parse(Recipe, load_yaml(file), str(file)) == recipe
+
+
+def test_a_row_is_found_by_name_and_says_where_it_comes_from(name):
+    row = RECIPES[name]
+    assert find_recipe(name) is row.recipe
+    assert find_recipe(row.recipe) is row.recipe
+    assert row.paper
+    assert row.summary
+
+
+def test_an_unknown_recipe_is_named_with_its_nearest():
+    with pytest.raises(InputError, match="no recipe is named 'lorra'; did you mean 'lora'"):
+        find_recipe("lorra")
+
+
+def test_methods_are_listed_for_programs():
+    rows = {row["name"]: row for row in list_methods()}
+    assert list(rows) == list(RECIPES)
+    assert all(set(row) == COLUMNS for row in rows.values())
+    assert json.loads(json.dumps(list_methods())) == list_methods()
+    facts = {n: (r["depends_on"], r["ships_as"], r["mergeable"]) for n, r in rows.items()}
+    assert facts == {
+        "full": ("nothing", "merged", False),
+        "frozen": ("nothing", "none", False),
+        "lora": ("nothing", "lora", True),
+        "private": ("task", "lora", True),
+        "clustered": ("task", "lora", True),
+        "shared_private": ("task", "lora", True),
+    }
+
+
+# Training ----------------------------------------------------------------------------------------
+
+CLUSTERS = {"words": ["sentiment", "degree"], "subjects": ["topic", "same"]}
+# The blocks that the recipe's own plan makes of a budget of 8 and four tasks, with their ranks.
+RANKS = {
+    "full": {},
+    "frozen": {},
+    "lora": {"shared": 8},
+    "private": {"sentiment": 2, "topic": 2, "same": 2, "degree": 2},
+    "clustered": {"words": 4, "subjects": 4},
+    "shared_private": {"shared": 4, "sentiment": 1, "topic": 1, "same": 1, "degree": 1},
+}
+
+
+@pytest.fixture
+def trained(name, tiny_bert, toy_suite_dict, tmp_path):
+    """A run of two steps, each on all rows of all tasks."""
+    return train(
+        {"name": str(tiny_bert), "dtype": "float32", "max_length": 32, "pooling": "mean"},
+        toy_suite_dict,
+        name,
+        plan=Plan.clustered(CLUSTERS, 8) if name == "clustered" else None,
+        output=tmp_path / "run",
+        training={
+            "max_steps": 2,
+            "per_device_train_batch_size": 256,  # all rows
+            "lr_scheduler_type": "constant",
+            "learning_rate": 1e-2,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "disable_tqdm": True,
+        },
+    )
+
+
+def test_a_row_trains_exactly_its_own_parameters(name, trained, tiny_bert):
+    config = trained.config
+    assert {n: b.rank for n, b in (config.plan.blocks if config.plan else {}).items()} == RANKS[name]
+    updates = trained.result["train"]["updates"]
+    assert updates == dict.fromkeys(updates, 2)
+    log = (trained.path / "metrics.jsonl").read_text().splitlines()
+    losses = [row["loss"] for row in map(json.loads, log) if "loss" in row]
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+
+    options = {"tasks": trained.suite.tasks, "seed": config.seed}
+    fresh = make_model(tiny_bert, config.recipe.structure, config.plan, **options)
+    before, after = fresh.state_tensors(), trained.model.state_tensors()
+    assert before.keys() == after.keys()
+    assert {key.split("/")[0] for key in after} == (
+        {"heads"} | set(RANKS[name]) | ({"backbone"} if name == "full" else set())
+    )
+    assert [key for key in after if torch.equal(before[key], after[key])] == []
+    base = AutoModel.from_pretrained(tiny_bert).state_dict()
+    backbone = trained.model.backbone.state_dict()
+    moved = {
+        key
+        for key, weight in backbone.items()
+        if not key.endswith(("A.0", "B.0")) and ".A." not in key and ".B." not in key
+        and not torch.equal(weight, base[key.replace(".base.", ".")])
+    }
+    assert moved == (set(backbone) if name == "full" else set())
+
+
+# Optimizer groups --------------------------------------------------------------------------------
+
+
+def test_uniform_groups_hold_each_parameter_once():
+    heads = torch.nn.Linear(4, 2).named_parameters()
+    adapters = [
+        ("matrix", torch.nn.Parameter(torch.zeros(2, 3))),
+        ("frozen", torch.nn.Parameter(torch.zeros(2, 3), requires_grad=False)),
+    ]
+    groups = Uniform(head_rate=5.0).split(adapters, heads, learning_rate=0.1, weight_decay=0.2)
+    found = [([p.shape for p in g["params"]], g["lr"], g["weight_decay"]) for g in groups]
+    assert found == [
+        ([(2, 3)], 0.1, 0.2),
+        ([(2, 4)], 0.5, 0.2),
+        ([(2,)], 0.5, 0.0),
+    ]
+
+
+@pytest.mark.parametrize("head_rate", [0.0, -1.0, float("nan")])
+def test_a_head_rate_that_is_not_positive_is_refused(head_rate):
+    with pytest.raises(InputError, match="head_rate must be positive"):
+        Uniform(head_rate=head_rate)
+
+
+@pytest.mark.parametrize("part", [Single, Bank])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("scale", 0.0, "must be positive, not 0.0"),
+        ("scale", float("nan"), "must be positive, not nan"),
+        ("dropout", 1.0, r"must be in \[0, 1\), not 1.0"),
+        ("dropout", -0.1, r"must be in \[0, 1\), not -0.1"),
+    ],
+)
+def test_a_structures_ranges_are_checked(part, field, value, message):
+    with pytest.raises(InputError, match=f"{field}.*{message}"):
+        part(**{field: value})
+
+
+def test_a_model_is_refused_without_the_plan_it_needs(tiny_bert):
+    with pytest.raises(InputError, match="structure 'bank' needs a plan"):
+        make_model(tiny_bert, Bank(), None)
+    with pytest.raises(InputError, match="leaves out task 'value'"):
+        make_model(tiny_bert, Single(), Plan.shared([task.name for task in TASKS[:2]], 4))
