@@ -9,7 +9,7 @@ from torch import Tensor
 
 from coadapt.backbone import ModelConfig
 from coadapt.evaluation import predict_outputs
-from coadapt.inits import AbstractInit, Default
+from coadapt.inits import Default
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.planning import Plan
 from coadapt.recipe import Recipe
@@ -33,7 +33,7 @@ def make_model(
     plan: Plan | None,
     *,
     tasks: Sequence[Task] = TASKS,
-    init: AbstractInit | None = None,
+    init: Any = None,
     loss_mean: Any = "tasks",
     seed: int = 0,
     **config: Any,

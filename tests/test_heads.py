@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.small import MIXED, TASKS
 from torch import Tensor
 from torch.nn import functional as F
 
 from coadapt.adapters import Route
 from coadapt.heads import TaskHeads
+from tests.small import MIXED, TASKS
 
 D = 8
 BATCHES = {
@@ -20,7 +20,7 @@ BATCHES = {
 }
 
 
-@pytest.fixture(params=BATCHES.values(), ids=BATCHES.keys())
+@pytest.fixture(params=BATCHES.values(), ids=list(BATCHES))
 def task_ids(request):
     return request.param
 
@@ -97,8 +97,7 @@ def test_gradients_are_those_of_the_loop(task_ids):
         pooled.requires_grad_()
         losses = function(heads, pooled, labels, task_ids)[1]
         if len(losses):
-            loss = sum(w * row for w, row in zip(weights, losses, strict=True))
-            loss.backward()
+            (torch.stack(list(losses)) * weights).sum().backward()
         found.append({"pooled": pooled.grad, **{n: p.grad for n, p in heads.named_parameters()}})
     for name, mine in found[0].items():
         exact = found[1][name]
@@ -120,6 +119,7 @@ def test_columns_that_are_not_a_rows_own_never_reach_a_gradient(task_ids):
     losses.sum().backward()
     assert torch.isfinite(losses).all()
     for tensor in (pooled, *heads.parameters()):
+        assert tensor.grad is not None
         assert torch.isfinite(tensor.grad).all()
     absent = set(range(3)) - set(task_ids)
     for task in range(3):
@@ -145,7 +145,7 @@ def test_a_regression_rows_loss_is_its_squared_error_alone():
 
 
 def test_init_is_small_and_seeded_by_name():
-    heads, same, other = TaskHeads(TASKS, 4000, 0), TaskHeads(TASKS, 4000, 0), TaskHeads(TASKS, 4000, 1)
+    heads, same, other = (TaskHeads(TASKS, 4000, seed) for seed in (0, 0, 1))
     turned = TaskHeads(TASKS[::-1], 4000, 0)
     for task in range(3):
         assert torch.equal(heads.weight[task], same.weight[task])

@@ -2,18 +2,18 @@
 
 import pytest
 import torch
-from tests.small import NAMES, TASKS, blocks_of, make_batch, make_model
 from torch import nn
 
 from coadapt.adapters import ConstantGate, PartitionedLinear, Route
 from coadapt.inits import Default
 from coadapt.planning import Block, Plan
 from coadapt.structures import Bank, Single
+from tests.small import NAMES, TASKS, blocks_of, make_batch, make_model
 
 INITS = {"default": Default()}
 
 
-@pytest.fixture(params=INITS.values(), ids=INITS.keys())
+@pytest.fixture(params=INITS.values(), ids=list(INITS))
 def init(request):
     return request.param
 

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from coadapt.planning import Block, Plan
     from coadapt.recipe import RECIPES, Recipe, list_methods
     from coadapt.runs import Run, load_run
-    from coadapt.tasks import Task, TaskSuite, load_suite
+    from coadapt.tasks import AssetSource, FileSource, HubSource, Task, TaskSuite, load_suite
 
 # torch takes seconds to import; `coadapt --help` and a bad file's error should not wait for it.
 _HOME = {
+    "AssetSource": "tasks",
     "Block": "planning",
+    "FileSource": "tasks",
+    "HubSource": "tasks",
     "ModelConfig": "backbone",
     "Plan": "planning",
     "RECIPES": "recipe",
@@ -40,7 +43,10 @@ _HOME = {
 
 __all__ = [
     "RECIPES",
+    "AssetSource",
     "Block",
+    "FileSource",
+    "HubSource",
     "InputError",
     "ModelConfig",
     "Plan",

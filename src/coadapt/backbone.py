@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
@@ -77,12 +78,21 @@ def compute_dtype(name: str) -> torch.dtype:
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """Load the tokenizer that belongs to the model."""
+    """Load the tokenizer that belongs to the model.
+
+    Raises:
+        InputError: if there is none.
+    """
     path = resolve_model(config.name)
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        found = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer could be loaded for model '{config.name}': {error}") from error
+        message = f"no tokenizer could be loaded for model '{config.name}': {error}"
+        raise InputError(message) from error
+    # Where the files are missing, transformers makes one that knows nothing but special tokens.
+    if len(found) <= len(found.all_special_ids):
+        raise InputError(f"no tokenizer could be loaded for model '{config.name}': add its files")
+    return found
 
 
 def load_backbone(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, Pooling]:
@@ -110,7 +120,7 @@ def load_backbone(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMo
             backbone, info = AutoModel.from_pretrained(
                 path, trust_remote_code=config.trust_remote_code, output_loading_info=True, **kwargs
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model '{config.name}' could not be loaded: {error}") from error
     pooling = declared or ("pooler" if _has_trained_pooler(backbone, info) else "cls")
     if pooling == "pooler" and not _has_trained_pooler(backbone, info):

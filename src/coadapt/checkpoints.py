@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from coadapt._errors import InputError
-from coadapt._files import check_manifest, is_whole, load_tensors, read_json, save_tensors, write_json
+from coadapt._files import (
+    check_manifest,
+    is_whole,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+)
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -21,7 +28,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """Return the newest whole checkpoint of a run; folders that a kill left unfinished are ignored."""
+    """Return the newest whole checkpoint of a run; what a kill left unfinished is ignored."""
     if not run.is_dir():
         return None
     numbered = [(int(m[1]), p) for p in run.iterdir() if (m := _NAME.fullmatch(p.name))]
@@ -90,14 +97,18 @@ def load_random_state(folder: Path, rank: int) -> None:
     """
     path = folder / f"random_{rank}.json"
     if not path.is_file():
-        raise InputError(f"{folder} has no random state of process {rank}; resume on as many processes")
+        raise InputError(
+            f"{folder} has no random state of process {rank}; resume on as many processes"
+        )
     tensors, plain = load_tensors(folder / f"random_{rank}.safetensors"), read_json(path)
     version, keys, gauss = plain["python"]
     random.setstate((version, tuple(keys), gauss))
     np.random.set_state(tuple(plain["numpy"]))  # noqa: NPY002
     torch.set_rng_state(tensors["cpu"])
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([tensors[f"cuda/{i}"] for i in range(torch.cuda.device_count())])
+        torch.cuda.set_rng_state_all(
+            [tensors[f"cuda/{i}"] for i in range(torch.cuda.device_count())]
+        )
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -60,13 +60,16 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001  (its callback answers)
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more of what happens.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say more of what happens.")
+    ] = False,
 ) -> None:
     logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
     )
 
 
@@ -82,7 +85,14 @@ def methods(as_json: JsonFlag = False) -> None:
     table = Table("recipe", "what is trained", "depends on", "ships as", "mergeable", "paper")
     for row in rows:
         mergeable = "yes" if row["mergeable"] else "no"
-        cells = (row["name"], row["summary"], row["depends_on"], row["ships_as"], mergeable, row["paper"])
+        cells = (
+            row["name"],
+            row["summary"],
+            row["depends_on"],
+            row["ships_as"],
+            mergeable,
+            row["paper"],
+        )
         table.add_row(*cells)
     out.print(table)
 
@@ -175,8 +185,12 @@ def export(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Under a minute, far from a plateau.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")] = Path(
+        "runs/demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Under a minute, far from a plateau.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
     """Adapt a real encoder to seven real tasks in four ways, compare, and ship the adapters."""
@@ -213,7 +227,9 @@ def _score_table(scores: "dict[str, TaskScores]", title: str) -> Table:
     for task, result in scores.items():
         for index, (name, score) in enumerate(result.metrics.items()):
             first = (task, str(result.num_rows)) if index == 0 else ("", "")
-            table.add_row(*first, name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
+            table.add_row(
+                *first, name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}"
+            )
     return table
 
 
@@ -233,9 +249,13 @@ def _print_training(run: "Run") -> None:
             f"{name} ({plan.blocks[name].rank}, {done['updates'][name]})"
             for name in (plan.blocks_of(task) if plan else ())
         ]
-        table.add_row(task, str(rows), str(done["updates"][f"heads/{task}"]), ", ".join(blocks) or "-")
+        table.add_row(
+            task, str(rows), str(done["updates"][f"heads/{task}"]), ", ".join(blocks) or "-"
+        )
     out.print(table)
-    out.print(f"run written to {run.path}; score it with: coadapt evaluate {run.path}", markup=False)
+    # Not wrapped, so that the command can be copied.
+    told = f"run written to {run.path}; score it with: coadapt evaluate {run.path}"
+    out.print(told, markup=False, soft_wrap=True)
 
 
 def main() -> None:

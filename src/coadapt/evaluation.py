@@ -152,8 +152,11 @@ def overall(scores: dict[str, TaskScores]) -> float:
 
 def flatten(scores: dict[str, TaskScores], prefix: str = "eval") -> dict[str, float]:
     """Return ``eval_overall``, ``eval_<task>`` (its score) and ``eval_<task>_<metric>``."""
-    flat = {f"{prefix}_overall": overall(scores)}
-    for task, result in scores.items():
-        flat[f"{prefix}_{task}"] = result.score.value
-        flat |= {f"{prefix}_{task}_{name}": s.value for name, s in result.metrics.items()}
-    return flat
+    flat = {
+        f"{prefix}_{task}_{name}": score.value
+        for task, result in scores.items()
+        for name, score in result.metrics.items()
+    }
+    # Last what a run may be chosen by, in case a task is called like another one's metric.
+    flat |= {f"{prefix}_{task}": result.score.value for task, result in scores.items()}
+    return flat | {f"{prefix}_overall": overall(scores)}

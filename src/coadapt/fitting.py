@@ -1,5 +1,6 @@
 """Training a run from its configuration, and resuming it after whatever stopped it."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -8,22 +9,33 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
+import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
 from coadapt._environment import describe_environment, peak_memory_mib
-from coadapt._errors import InputError
+from coadapt._errors import InputError, nearest
 from coadapt._files import read_json, write_json, write_text
-from coadapt._version import __version__
 from coadapt.backbone import ModelConfig, load_tokenizer
 from coadapt.checkpoints import STATE, check_checkpoint, last_checkpoint
-from coadapt.config import dump_yaml, to_plain
+from coadapt.config import to_plain
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.planning import Plan
 from coadapt.recipe import Recipe
-from coadapt.runs import ADAPTER, CONFIG, PLAN, RESULT, Run, load_run, read_config
+from coadapt.runs import (
+    ADAPTER,
+    CONFIG,
+    PLAN,
+    RESULT,
+    Run,
+    load_run,
+    read_config,
+    read_status,
+    write_config,
+)
 from coadapt.saving import save_adapter
 from coadapt.settings import RunConfig, merge_for_api, resolve
 from coadapt.tasks import TaskSuite, load_suite
@@ -92,15 +104,16 @@ def train(
 
 def fit(config: RunConfig, suite: TaskSuite, output: Path, *, resume: bool = False) -> Run:
     """Train the run that ``config`` describes in ``output``, see :func:`train`."""
-    state = PartialState()
+    args = _training_arguments(config, output)
+    state = PartialState()  # as the arguments have set it up
     config_hash = config.hash(suite)
     if state.is_main_process:
         _refuse_other(output, config, suite, resume=resume)
-    if resume and (output / ADAPTER).is_dir() and _status(output) == "finished":
+    if resume and (output / ADAPTER).is_dir() and read_status(output) == "finished":
         logger.info("run %s has finished already", output)
         return load_run(output)
-    # All that can be wrong with the configuration or the data shows here, before anything is written.
-    trainer = _build_trainer(config, suite, output, config_hash)
+    # What is wrong with the configuration or the data shows here, before anything is written.
+    trainer = _build_trainer(config, suite, args, config_hash)
     checkpoint = last_checkpoint(output) if resume else None
     if checkpoint is not None:
         _check_same(checkpoint, config_hash)
@@ -123,9 +136,9 @@ def fit(config: RunConfig, suite: TaskSuite, output: Path, *, resume: bool = Fal
 
 
 def _build_trainer(
-    config: RunConfig, suite: TaskSuite, output: Path, config_hash: str
+    config: RunConfig, suite: TaskSuite, args: TrainingArguments, config_hash: str
 ) -> MultiTaskTrainer:
-    args = _training_arguments(config, output)
+    _refuse_unscored(args, suite)
     tokenizer = load_tokenizer(config.model)
     max_length = config.model.max_length
     training = [suite.rows(task, "train") for task in suite.names]
@@ -167,18 +180,48 @@ def _training_arguments(config: RunConfig, output: Path) -> TrainingArguments:
     for key, value in fixed.items():
         if key in config.training:
             raise InputError(f"training.{key} is set by the run itself (to {value!r}); drop it")
-    defaults = dict(DEFAULT_TRAINING)
+    _check_training(config.training)
+    # Processes launched on a machine without an accelerator find each other only if told.
+    defaults = {**DEFAULT_TRAINING, "use_cpu": not torch.accelerator.is_available()}
     if config.best is not None:
-        defaults |= {
-            "eval_strategy": "epoch",
+        rule = {
             "load_best_model_at_end": True,
             "metric_for_best_model": f"eval_{config.best}",
             "greater_is_better": True,
         }
+        for key in rule.keys() & config.training:
+            raise InputError(f"training.{key} is what best ('{config.best}') decides; drop one")
+        defaults |= {"eval_strategy": "epoch", **rule}
     try:
         return TrainingArguments(**{**defaults, **config.training, **fixed})
     except (TypeError, ValueError) as error:
         raise InputError(f"training: transformers refuses these arguments: {error}") from error
+
+
+def _check_training(training: dict[str, Any]) -> None:
+    """Refuse unknown keys, and texts for numbers: transformers says so late or not at all."""
+    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    hints = get_type_hints(TrainingArguments)
+    for key, value in training.items():
+        if key not in known:
+            near = nearest(key, known)
+            hint = near if "did you mean" in near else "; see transformers.TrainingArguments"
+            raise InputError(f"unknown key 'training.{key}'{hint}")
+        wanted = set(get_args(hints[key]) or (hints[key],))
+        if wanted <= {int, float, bool, NoneType} and isinstance(value, (str, list, dict)):
+            words = " or ".join(sorted(kind.__name__ for kind in wanted))
+            raise InputError(f"training.{key}: found {value!r}; give {words}")
+
+
+def _refuse_unscored(args: TrainingArguments, suite: TaskSuite) -> None:
+    """Refuse a metric to choose by that an evaluation does not give: the Trainer asks late."""
+    if args.metric_for_best_model is None:
+        return
+    scores = ["overall", *suite.names, *(f"{t.name}_{m}" for t in suite.tasks for m in t.metrics)]
+    found = args.metric_for_best_model.removeprefix("eval_")
+    if found not in scores:
+        hint = nearest(found, scores)
+        raise InputError(f"training.metric_for_best_model: '{found}' is no score{hint}")
 
 
 def _refuse_other(output: Path, config: RunConfig, suite: TaskSuite, *, resume: bool) -> None:
@@ -219,21 +262,14 @@ def _changed(key: str, old: Any, new: Any) -> list[str]:
 def _claim(output: Path, config: RunConfig, suite: TaskSuite) -> None:
     """Make the folder a run's, if it is not yet; one with a configuration is a run."""
     output.mkdir(parents=True, exist_ok=True)
-    if not (output / CONFIG).is_file():
-        plain = {"coadapt_version": __version__, **to_plain(config), "suite": suite.to_plain()}
-        write_text(output / CONFIG, dump_yaml(plain))
-    if config.plan is not None and not (output / PLAN).is_file():
-        write_text(output / PLAN, dump_yaml(to_plain(config.plan)))
+    if not ((output / CONFIG).is_file() and (output / PLAN).is_file()):
+        write_config(output, config, suite)
 
 
 def _check_same(checkpoint: Path, config_hash: str) -> None:
     check_checkpoint(checkpoint)
     if read_json(checkpoint / STATE)["config_hash"] != config_hash:
         raise InputError(f"{checkpoint} is of another configuration; remove it or start anew")
-
-
-def _status(output: Path) -> str:
-    return read_json(output / RESULT)["run"]["status"] if (output / RESULT).is_file() else "none"
 
 
 @contextmanager
@@ -290,7 +326,9 @@ def _finish(output: Path, trainer: MultiTaskTrainer, seconds: float) -> None:
         "updates": trainer.updates,
         "rows_an_epoch": trainer.sampler.counts(),
         "padding": trainer.sampler.padding_share(),
-        "best_checkpoint": Path(best).name if (best := trainer.state.best_model_checkpoint) else None,
+        "best_checkpoint": Path(best).name
+        if (best := trainer.state.best_model_checkpoint)
+        else None,
     }
     write_json(output / RESULT, result)
     for folder in output.glob("tmp-*"):

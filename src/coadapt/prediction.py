@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from coadapt._errors import InputError
+from coadapt._files import write_text
 from coadapt.config import decode_utf8
 from coadapt.evaluation import decide, predict_outputs
 from coadapt.model import MultiTaskModel
@@ -43,17 +44,24 @@ def predict_texts(
 
 
 def _rows(texts: Sequence[Text], task: Task) -> Rows:
+    if isinstance(texts, str):
+        raise InputError(f"texts is the text {texts!r}; give a list of texts")
     width = len(task.columns)
     columns: list[list[str]] = [[] for _ in range(width)]
     for number, text in enumerate(texts, start=1):
-        parts = (text,) if isinstance(text, str) else tuple(text)
-        if len(parts) != width or not all(isinstance(part, str) for part in parts):
+        parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
+        if len(parts) != width or not all(_is_text(part) for part in parts):
             wanted = "a text" if width == 1 else "a pair of texts"
             raise InputError(f"row {number}: task '{task.name}' takes {wanted}, not {text!r}")
         for column, part in zip(columns, parts, strict=True):
             column.append(part)
     pairs = tuple(columns[1]) if width == 2 else None
     return Rows(texts=tuple(columns[0]), pairs=pairs, labels=np.zeros(len(texts)))
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a tokenizer takes it; JSON can write half of a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _describe(task: Task, output: np.ndarray) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def read_inputs(raw: bytes, source: str, task: Task, *, jsonl: bool) -> Iterator
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"{where}: no JSON: {error}") from error
         yield _columns(row, task, where)
 
@@ -92,14 +100,19 @@ def _columns(row: Any, task: Task, where: str) -> Text:
     if not isinstance(row, dict):
         raise InputError(f"{where}: a JSON object is needed, with {', '.join(task.columns)}")
     for column in task.columns:
-        if not isinstance(row.get(column), str):
+        if not _is_text(row.get(column)):
             raise InputError(f"{where}: no text in column '{column}'; found {row.get(column)!r}")
     parts = tuple(row[column] for column in task.columns)
     return parts if len(parts) == 2 else parts[0]
 
 
 def write_predictions(path: Path, predictions: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line."""
-    with path.open("w", encoding="utf-8") as file:
-        for row in predictions:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """Write one JSON object a line.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    try:
+        write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in predictions))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error

@@ -2,21 +2,25 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from coadapt._environment import describe_environment
 from coadapt._errors import InputError, nearest
-from coadapt._files import read_json, write_json
+from coadapt._files import read_json, write_json, write_text
+from coadapt._version import __version__
 from coadapt.backbone import load_tokenizer
-from coadapt.config import load_yaml
+from coadapt.config import dump_yaml, load_yaml, to_plain
 from coadapt.evaluation import TaskScores, evaluate_model
+from coadapt.exporting import ExportReport, export_merged, export_peft
+from coadapt.importing import with_task, without_task
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.prediction import Text, predict_texts
-from coadapt.saving import load_adapter
+from coadapt.saving import load_adapter, save_adapter
 from coadapt.settings import RunConfig, resolve
-from coadapt.tasks import SPLITS, TaskSuite, load_suite
+from coadapt.tasks import SPLITS, Task, TaskSuite, load_suite
 from coadapt.tasks.render import Collator, encode
 
 logger = logging.getLogger(__name__)
@@ -47,7 +51,7 @@ class Run:
     def model(self) -> MultiTaskModel:
         """The trained model, in evaluation mode."""
         if self._model is None:
-            self._model = build_model(
+            model = build_model(
                 self.config.model,
                 self.suite.tasks,
                 self.config.recipe,
@@ -55,7 +59,8 @@ class Run:
                 loss_mean=self.config.loss_mean,
                 seed=self.config.seed,
             )
-            load_adapter(self._model, self.path / ADAPTER)
+            load_adapter(model, self.path / ADAPTER)
+            self._model = model  # not before: an adapter that is refused leaves no model
         return self._model.eval()
 
     @cached_property
@@ -106,6 +111,94 @@ class Run:
         self.suite.task(task)
         return predict_texts(self.model, self.tokenizer, texts, task)
 
+    def export(
+        self, folder: str | Path, format: str = "peft", *, check: str | None = None
+    ) -> ExportReport:
+        """Write what stock PEFT, transformers or a server can load.
+
+        Args:
+            folder: new, empty, or an earlier export, which is replaced.
+            format: ``peft``: LoRA folders, heads and ``routes.json``; ``merged``: a complete
+                classifier a task.
+            check: ``vllm``: report what such a server refuses, and pad ranks to what it takes.
+
+        Raises:
+            InputError: if the recipe, backbone or pooling has no such form, naming what to change.
+        """
+        for name, value, known in (
+            ("format", format, ["peft", "merged"]),
+            ("check", check, [None, "vllm"]),
+        ):
+            if value not in known:
+                hint = nearest(str(value), [k for k in known if k])
+                raise InputError(f"unknown export {name} '{value}'{hint}")
+        card = (self.path / CONFIG).read_text(encoding="utf-8")
+        if format == "peft":
+            return export_peft(self.model, folder, card_config=card, check_vllm=check is not None)
+        if check is not None:
+            raise InputError("a merged model is served as it is; drop check")
+        return export_merged(self.model, self.tokenizer, folder, card_config=card)
+
+    def add_task(
+        self,
+        task: Task,
+        output: str | Path,
+        *,
+        rank: int | None = None,
+        adapter: str | Path | None = None,
+        head: str | Path | None = None,
+    ) -> "Run":
+        """Write a run with one task more; the others' outputs stay bit for bit.
+
+        Args:
+            task: with its labels declared.
+            output: the new run's folder.
+            rank: of the task's own block, where it gets one.
+            adapter: a PEFT LoRA folder that becomes the task's block; a fresh block if None.
+            head: a safetensors file with ``weight`` and ``bias``; a fresh head if None.
+        """
+        output = _new_folder(output)
+        model = with_task(self._handed_over(), task, rank=rank, adapter=adapter, head=head)
+        return self._derive(model, output, f"task '{task.name}' added to {self.path}")
+
+    def remove_task(self, name: str, output: str | Path) -> "Run":
+        """Write a run without a task and the blocks only it used; the others' outputs stay."""
+        output = _new_folder(output)
+        model = without_task(self._handed_over(), name)
+        return self._derive(model, output, f"task '{name}' removed from {self.path}")
+
+    def _handed_over(self) -> MultiTaskModel:
+        """Return the model for good: what is made from it takes its backbone."""
+        model, self._model = self.model, None
+        return model
+
+    def _derive(self, model: MultiTaskModel, output: Path, origin: str) -> "Run":
+        suite = replace(self.suite, tasks=model.tasks)
+        config = replace(self.config, plan=model.plan)
+        run = {**self.result["run"], "config_hash": config.hash(suite), "derived": origin}
+        output.mkdir(parents=True, exist_ok=True)
+        save_adapter(model, output / ADAPTER)
+        environment = describe_environment()
+        result = {"run": run, "train": None, "metrics": {}, "environment": environment}
+        write_json(output / RESULT, result)
+        write_config(output, config, suite)
+        return Run(output, config, suite, model)
+
+
+def _new_folder(output: str | Path) -> Path:
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is there already; choose another output")
+    return output
+
+
+def write_config(output: Path, config: RunConfig, suite: TaskSuite) -> None:
+    """Write the configuration, by which a folder is a run, and the plan in a file of its own."""
+    plain = {"coadapt_version": __version__, **to_plain(config), "suite": suite.to_plain()}
+    write_text(output / CONFIG, dump_yaml(plain))
+    if config.plan is not None:
+        write_text(output / PLAN, dump_yaml(to_plain(config.plan)))
+
 
 def load_run(path: str | Path, *, dtype: str | None = None) -> Run:
     """Open a finished run.
@@ -119,7 +212,7 @@ def load_run(path: str | Path, *, dtype: str | None = None) -> Run:
     """
     path = Path(path)
     config, suite = read_config(path)
-    status = read_json(path / RESULT)["run"]["status"]
+    status = read_status(path)
     if status != "finished" or not (path / ADAPTER).is_dir():
         raise InputError(
             f"run {path} is marked '{status}'; finish it with 'coadapt train ... --output {path} "
@@ -130,6 +223,11 @@ def load_run(path: str | Path, *, dtype: str | None = None) -> Run:
         plain["model"]["dtype"] = dtype
         config = resolve(_without_suite(plain), suite, where=str(path / CONFIG))
     return Run(path, config, suite)
+
+
+def read_status(path: Path) -> str:
+    """Return a run's status; ``unfinished`` if it was stopped before it could write one."""
+    return read_json(path / RESULT)["run"]["status"] if (path / RESULT).is_file() else "unfinished"
 
 
 def read_config(path: Path) -> tuple[RunConfig, TaskSuite]:

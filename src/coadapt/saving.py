@@ -6,7 +6,15 @@ from typing import Any
 from torch import Tensor
 
 from coadapt._errors import InputError
-from coadapt._files import check_manifest, is_whole, load_tensors, new_folder, read_json, save_tensors, write_json
+from coadapt._files import (
+    MANIFEST,
+    check_manifest,
+    load_tensors,
+    new_folder,
+    read_json,
+    save_tensors,
+    write_json,
+)
 from coadapt.config import to_plain
 from coadapt.model import MultiTaskModel
 
@@ -53,8 +61,8 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     Raises:
         InputError: if a file is missing, truncated or not the one that was written.
     """
-    if not is_whole(folder):
-        raise InputError(f"{folder} is no whole adapter folder; train again or resume")
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} is no whole adapter folder (no {MANIFEST}); train again")
     check_manifest(folder)
     tensors: dict[str, Tensor] = {}
     for part in _PARTS:

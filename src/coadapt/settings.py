@@ -92,6 +92,8 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _beside(path: Path, suite: Any) -> Any:
     """A suite file is looked for beside the file that names it; a ready suite has no suffix."""
+    if not isinstance(suite, (str, dict)):
+        raise InputError(f"{path}: suite: found {suite!r}; give a file, a ready suite or a mapping")
     if isinstance(suite, str) and Path(suite).suffix in (".yaml", ".yml"):
         return path.parent / suite
     return suite
@@ -126,7 +128,8 @@ def resolve(data: dict[str, Any], suite: TaskSuite, *, where: str) -> RunConfig:
     if isinstance(data.get("recipe"), str):
         data["recipe_name"] = data["recipe"]
         data["recipe"] = to_plain(find_recipe(data["recipe"]))
-    if data.get("plan") is not None and "blocks" not in data["plan"]:
+    plan = data.get("plan")
+    if plan is not None and not (isinstance(plan, dict) and "blocks" in plan):
         raise InputError(f"{where}: plan has no 'blocks'; see 'who shares' in the README")
     config = parse(RunConfig, data, where)
     _check_best(config, suite, where)
@@ -144,7 +147,8 @@ def _plan(config: RunConfig, suite: TaskSuite, budget: Any, where: str) -> Plan 
     if not config.recipe.structure.divides:
         if config.plan is not None or budget is not None:
             what = "plan" if config.plan is not None else "budget"
-            raise InputError(f"{where}: recipe '{config.recipe_name}' has no rank axis; drop {what}")
+            name = config.recipe_name or config.recipe.structure.kind
+            raise InputError(f"{where}: recipe '{name}' has no rank axis; drop {what}")
         return None
     if config.plan is not None:
         if budget is not None and budget != config.plan.budget:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
 from coadapt._files import load_tensors, put_in_place, read_json, save_tensors, seal, write_json
+from coadapt._progress import ProgressBar
 from coadapt.checkpoints import (
     MODEL,
     STATE,
@@ -85,6 +86,10 @@ class MultiTaskTrainer(Trainer):
             eval_dataset=dataset if validation else None,
             data_collator=collate,
         )
+        for stock in (ProgressCallback, PrinterCallback):
+            self.remove_callback(stock)
+        if not args.disable_tqdm:
+            self.add_callback(ProgressBar())
         self.multi = model
         self.dataset, self.collate, self.validation = dataset, collate, validation
         self.config_hash = config_hash
@@ -169,8 +174,9 @@ class MultiTaskTrainer(Trainer):
         if not torch.isfinite(losses).all():
             bad = sorted({self.multi.task_names[t] for t in task_ids[~losses.isfinite()].tolist()})
             raise TrainingDiverged(
-                f"the loss of task {', '.join(bad)} is not finite at step {self.state.global_step + 1}; "
-                "a lower learning rate or max_grad_norm may help. " + self._where_to_go_on()
+                f"the loss of task {', '.join(bad)} is not finite at step "
+                f"{self.state.global_step + 1}; a lower learning rate or max_grad_norm may help. "
+                + self._where_to_go_on()
             )
         self._logged[0].index_add_(0, task_ids, losses)
         self._logged[1].index_add_(0, task_ids, torch.ones_like(losses))
@@ -209,7 +215,9 @@ class MultiTaskTrainer(Trainer):
             if present.isdisjoint(tasks):
                 for parameter in parameters:
                     parameter.grad = None
-        for block, owners in zip(self.multi.attached.blocks, self.multi.attached.owners, strict=True):
+        for block, owners in zip(
+            self.multi.attached.blocks, self.multi.attached.owners, strict=True
+        ):
             self.updates[block] += not present.isdisjoint(owners)
         for index, name in enumerate(_heads(self.multi)):
             self.updates[name] += index in present
@@ -217,13 +225,15 @@ class MultiTaskTrainer(Trainer):
     # Evaluation and log --------------------------------------------------------------------
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Score the validation rows: ``eval_overall`` and ``eval_<task>``, see evaluation.flatten."""
+        """Score the validation rows: ``eval_overall``, ``eval_<task>``, see `flatten`."""
         assert self.validation is not None
         encoded, labels = self.validation
         scores = evaluate_model(self.multi, self.collate, encoded, labels, num_resamples=0)
         metrics = flatten(scores)
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -101,7 +101,7 @@ def test_a_budget_below_the_number_of_blocks_is_infeasible(make):
 def test_the_infeasible_budgets_message_says_what_would_do():
     with pytest.raises(InfeasibleBudget, match="raise budget to at least 3 or share more"):
         allocate_ranks(2, [1, 1, 1])
-    with pytest.raises(InfeasibleBudget, match="budget of 0 .* 1 blocks"):
+    with pytest.raises(InfeasibleBudget, match=r"budget of 0 .* 1 blocks"):
         Plan.shared(TASKS, 0)
     assert issubclass(InfeasibleBudget, InputError)
 
@@ -161,7 +161,7 @@ def test_blocks_of_a_task():
 
 def test_an_unknown_task_is_named_with_its_nearest():
     plan = Plan.private(("sst2", "cola", "mrcp"), 6)
-    with pytest.raises(InputError, match="names task 'mrcp', which .* did you mean 'mrpc'"):
+    with pytest.raises(InputError, match=r"names task 'mrcp', which .* did you mean 'mrpc'"):
         plan.check(TASKS)
 
 
@@ -179,6 +179,12 @@ def test_a_rank_below_one_is_refused(rank):
 def test_a_task_listed_twice_is_refused():
     with pytest.raises(InputError, match="twice: cola, cola"):
         Block(rank=1, tasks=("cola", "cola"))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "heads", "backbone", "n" * 101], ids=repr)
+def test_a_block_name_that_would_hurt_a_file_is_refused(name):
+    with pytest.raises(InputError, match=f"cannot be named '{name}'"):
+        Plan(blocks={name: Block(rank=1, tasks=TASKS)})
 
 
 # Tasks that come and go --------------------------------------------------------------------------

@@ -4,6 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from coadapt import InputError
+from coadapt.planning import Block, Plan
+from coadapt.structures import Bank, Single
 from tests.small import (
     MIXED,
     NAMES,
@@ -16,9 +20,6 @@ from tests.small import (
     take,
 )
 
-from coadapt.planning import Block, Plan
-from coadapt.structures import Bank, Single
-
 PLANS = {
     "private": Plan.private(NAMES, 6),
     "clustered": Plan.clustered({"classes": NAMES[:2], "values": NAMES[2:]}, 5),
@@ -26,7 +27,7 @@ PLANS = {
 }
 
 
-@pytest.fixture(params=PLANS.values(), ids=PLANS.keys())
+@pytest.fixture(params=PLANS.values(), ids=list(PLANS))
 def plan(request):
     return request.param
 
@@ -134,12 +135,17 @@ def test_task_ids_that_do_not_fit_the_rows_are_refused(tiny_bert, plan):
 @pytest.mark.parametrize("structure", [Single(), Bank()], ids=["single", "bank"])
 def test_a_plan_with_blocks_of_unequal_rank_scales_them_alike(tiny_bert, structure):
     """The scale is of the structure, not lora_alpha divided by each block's own rank."""
-    plan = Plan(blocks={"few": Block(rank=1, tasks=NAMES[:1]), "many": Block(rank=5, tasks=NAMES)})
+    plan = Plan(blocks={"few": Block(rank=1, tasks=NAMES), "many": Block(rank=5, tasks=NAMES)})
     model = randomize(make_model(tiny_bert, replace(structure, scale=3.0), plan))
     layer = next(iter(model.attached.layers.values()))
     A, B = layer.fold(0)
     torch.testing.assert_close(B[:, :1] @ A[:1], 3.0 * layer.B[0] @ layer.A[0])
     torch.testing.assert_close(B[:, 1:] @ A[1:], 3.0 * layer.B[1] @ layer.A[1])
+
+
+def test_single_refuses_a_plan_that_only_a_gate_could_follow(tiny_bert):
+    with pytest.raises(InputError, match=r"'two' serves 1 of 3 tasks.* structure 'bank'"):
+        make_model(tiny_bert, Single(), PLANS["private"])
 
 
 def test_a_row_takes_part_with_its_own_task_only(tiny_bert):

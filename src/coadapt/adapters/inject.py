@@ -67,7 +67,9 @@ def _refuse_unmatched(linear: list[str], found: list[str], endings: Sequence[str
 
 def _hint(linear: list[str], wanted: str | Sequence[str]) -> str:
     kinds = sorted({name.rsplit(".", 1)[-1] for name in linear})
-    return nearest(wanted if isinstance(wanted, str) else wanted[0], kinds)
+    if isinstance(wanted, str) and wanted in kinds:
+        return f"; a text is a regular expression for full names, write ['{wanted}'] for the ending"
+    return nearest(wanted if isinstance(wanted, str) else "".join(wanted[:1]), kinds)
 
 
 def inject(

@@ -76,7 +76,7 @@ def export_card(model: MultiTaskModel, routes: Routes, config: str) -> str:
         config: the resolved configuration as YAML.
     """
     title = f"{len(routes)} tasks on {model.model_config.name}"
-    lead = "`routes.json` says which task uses what; no weights in here need `coadapt` to be loaded."
+    lead = "`routes.json` says which task uses what; loading it does not need `coadapt`."
     return _card(model, title, lead, routes, config)
 
 

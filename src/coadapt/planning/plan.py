@@ -12,6 +12,7 @@ from typing import Literal
 from coadapt._errors import InputError, nearest
 
 SHARED_BLOCK = "shared"
+_RESERVED = ("heads", "backbone")  # what lies beside blocks in a saved adapter
 
 Sharing = Literal["shared", "private", "clustered", "shared_private"]
 
@@ -46,6 +47,15 @@ class Plan:
     """
 
     blocks: dict[str, Block]
+
+    def __post_init__(self) -> None:
+        """Check the names, which become parts of tensor names."""
+        for name in self.blocks:
+            if not name or len(name) > 100 or "/" in name or name in _RESERVED:
+                raise InputError(
+                    f"a block cannot be named '{name}'; take 1 to 100 characters without '/', "
+                    f"and not {' or '.join(_RESERVED)}"
+                )
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from coadapt._errors import InputError
 from coadapt.adapters import ConstantGate, DependsOn
 from coadapt.structures._partition import attach_blocks
 from coadapt.structures.base import (
@@ -44,8 +45,18 @@ class Single(AbstractStructure):
         check_scale_and_dropout(self.scale, self.dropout)
 
     def attach(self, site: Site) -> Attached:
-        """Build the plan's blocks, all of them always on."""
+        """Build the plan's blocks, all of them always on.
+
+        Raises:
+            InputError: if a block of the plan does not serve every task.
+        """
         assert site.plan is not None
+        for name, block in site.plan.blocks.items():
+            if set(block.tasks) != set(site.tasks):
+                raise InputError(
+                    f"block '{name}' serves {len(block.tasks)} of {len(site.tasks)} tasks, but "
+                    "structure 'single' has no gate; take structure 'bank' (recipe 'clustered')"
+                )
         return attach_blocks(
             site,
             site.plan.blocks,

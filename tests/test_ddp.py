@@ -1,0 +1,131 @@
+"""Two processes train what one does at the same global batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import coadapt
+from tests.toy_runs import (
+    EXACT,
+    TRAINING,
+    assert_same_tensors,
+    content_of,
+    log_of,
+    model_of,
+    result_of,
+)
+
+# 33 training rows: a step takes 16 of them, so that an epoch's last step has a single row. One of
+# its two micro-batches is empty, the other one is empty on the second process.
+ROWS = {"sentiment": 8, "topic": 8, "same": 8, "degree": 9}
+STEP = {**TRAINING, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "save_steps": 2}
+
+JOBS = {
+    "mean-over-tasks": {"recipe": "shared_private"},
+    "mean-over-rows": {"recipe": "private", "loss_mean": "rows"},
+    "one-task-a-step": {"recipe": "private", "batches": "single_task"},
+    # SGD: the bias of a key has a gradient of zero but for rounding, which Adam would blow up.
+    "every-weight": {"recipe": "full", "training": {"optim": "sgd"}},
+    "resumed": {"recipe": "shared_private", "stop_at": 4},
+    "best": {
+        "recipe": "lora",
+        "best": "overall",
+        "training": {"eval_strategy": "steps", "eval_steps": 2},
+    },
+}
+
+
+def job_of(name: str, folder: Path, suite: dict, output: Path, rows: int) -> dict:
+    """Return the arguments of `coadapt.train` with so many rows a micro-batch and process."""
+    options = dict(JOBS[name])
+    size = {"per_device_train_batch_size": rows}
+    return {
+        "model": model_of(folder),
+        "suite": suite,
+        "output": str(output),
+        **options,
+        "training": {**STEP, **size, **options.get("training", {})},
+    }
+
+
+@pytest.fixture(scope="module")
+def suite(toy_suite_files):
+    tasks = {name: {**toy_suite_files["tasks"][name], "max_rows": n} for name, n in ROWS.items()}
+    return {**toy_suite_files, "tasks": tasks}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tiny_bert, suite, tmp_path_factory):
+    """The folder with the runs of all JOBS, each trained by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    jobs = [job_of(name, tiny_bert, suite, folder / name, 4) for name in JOBS]
+    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    # `--cpu` leaves it to MPI to start more than one process; `--multi_gpu` starts them itself, and
+    # without a GPU they talk by gloo.
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", "0"]
+    worker = Path(__file__).with_name("_ddp_worker.py")
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, str(worker), str(folder / "jobs.json")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_two_processes_equal_one(name, two_processes, tiny_bert, suite, tmp_path):
+    job = job_of(name, tiny_bert, suite, tmp_path / "one", 8)
+    job.pop("stop_at", None)
+    coadapt.train(**job)
+    assert_same_tensors(
+        two_processes / name / "adapter", tmp_path / "one" / "adapter", tolerance=1e-5
+    )
+    two, one = result_of(two_processes / name)["train"], result_of(tmp_path / "one")["train"]
+    # Padding alone differs: each process pads its rows to their own longest.
+    for key in (*EXACT, "best_checkpoint"):
+        assert two[key] == one[key] or key == "padding", key
+    found, wanted = log_of(two_processes / name), log_of(tmp_path / "one")
+    assert found.keys() == wanted.keys()
+    for step, line in wanted.items():
+        assert found[step].keys() == line.keys()
+        for key in line.keys() - {"padding"}:
+            assert found[step][key] == pytest.approx(line[key], rel=1e-4, abs=1e-5), key
+
+
+def test_some_rank_had_no_row(suite):
+    rows = sum(ROWS.values())
+    assert rows % 16 == 1
+    assert coadapt.load_suite(suite).rows("degree", "train").labels.shape == (9,)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_only_the_first_process_writes(name, two_processes):
+    seen = json.loads((two_processes / f"{name}.seen.json").read_text(encoding="utf-8"))
+    # But for its own random state, into a checkpoint that the first one has begun.
+    assert all("tmp-checkpoint-" in line and "random_1.json" in line for line in seen), seen
+    assert seen
+
+
+def test_checkpoint_has_the_random_state_of_each_process(two_processes):
+    (checkpoint,) = (two_processes / "resumed").glob("checkpoint-*")
+    names = {path.name for path in checkpoint.iterdir()}
+    assert names >= {f"random_{rank}.{end}" for rank in (0, 1) for end in ("json", "safetensors")}
+
+
+def test_resuming_on_more_processes_is_refused(two_processes, tiny_bert, suite, tmp_path):
+    from coadapt.checkpoints import load_random_state
+
+    (checkpoint,) = (two_processes / "resumed").glob("checkpoint-*")
+    with pytest.raises(coadapt.InputError, match="no random state of process 2; resume on as many"):
+        load_random_state(checkpoint, 2)
+    assert content_of(checkpoint)
