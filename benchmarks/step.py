@@ -3,8 +3,8 @@
     python benchmarks/step.py [--targets attention] [--rank 64] [--rounds 15] [--dtype auto]
 
 A step is forward, backward and AdamW on one batch of rows of mixed tasks; the floor is the frozen
-backbone's forward and its backward to the embeddings. Every case runs in every round, so ratios hold
-on a noisy machine. Memory is a fresh process's peak for each case.
+backbone's forward and its backward to the embeddings. Every case runs in every round, so ratios
+hold on a noisy machine. Memory is a fresh process's peak for each case.
 """
 
 import argparse
@@ -62,7 +62,9 @@ def floor(options: argparse.Namespace) -> Callable[[], object]:
     return step
 
 
-def coadapt_step(options: argparse.Namespace, num_tasks: int, *, bank: bool) -> Callable[[], object]:
+def coadapt_step(
+    options: argparse.Namespace, num_tasks: int, *, bank: bool
+) -> Callable[[], object]:
     """One LoRA, or a bank of ``num_tasks`` private blocks, at one total rank."""
     names = [f"t{index}" for index in range(num_tasks)]
     data = FileSource(path="unused.jsonl")
@@ -196,7 +198,9 @@ def main() -> None:
         _only(options)
         return
     makers = all_cases(options)
-    rows = summary(interleaved({n: make() for n, make in makers.items()}, rounds=options.rounds), "floor")
+    rows = summary(
+        interleaved({n: make() for n, make in makers.items()}, rounds=options.rounds), "floor"
+    )
     for name in makers:
         rows[name]["peak_mib"] = peak_memory(name, sys.argv[1:])
     print(f"{'case':32} {'median ms':>10} {'x floor':>8} {'quartiles':>13} {'peak MiB':>9}")

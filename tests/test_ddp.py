@@ -23,6 +23,8 @@ from tests.toy_runs import (
 # its two micro-batches is empty, the other one is empty on the second process.
 ROWS = {"sentiment": 8, "topic": 8, "same": 8, "degree": 9}
 STEP = {**TRAINING, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "save_steps": 2}
+# Whoever launches processes where there is no accelerator need not say so a second time.
+del STEP["use_cpu"]
 
 JOBS = {
     "mean-over-tasks": {"recipe": "shared_private"},
@@ -72,7 +74,7 @@ def two_processes(tiny_bert, suite, tmp_path_factory):
     worker = Path(__file__).with_name("_ddp_worker.py")
     done = subprocess.run(
         [sys.executable, "-m", *launch, str(worker), str(folder / "jobs.json")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=300,
@@ -86,6 +88,7 @@ def two_processes(tiny_bert, suite, tmp_path_factory):
 def test_two_processes_equal_one(name, two_processes, tiny_bert, suite, tmp_path):
     job = job_of(name, tiny_bert, suite, tmp_path / "one", 8)
     job.pop("stop_at", None)
+    job["training"]["use_cpu"] = True
     coadapt.train(**job)
     assert_same_tensors(
         two_processes / name / "adapter", tmp_path / "one" / "adapter", tolerance=1e-5

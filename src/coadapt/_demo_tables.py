@@ -43,9 +43,7 @@ def _costs(runs: dict[str, Run]) -> Table:
     table = Table("", *runs, title="what it took")
     done = {name: run.result["train"] for name, run in runs.items()}
     table.add_row("training, s", *(f"{d['seconds']:.0f}" for d in done.values()))
-    table.add_row(
-        "adapter values", *(f"{d['trainable']['adapters']:,}" for d in done.values())
-    )
+    table.add_row("adapter values", *(f"{d['trainable']['adapters']:,}" for d in done.values()))
     table.add_row("head values", *(f"{d['trainable']['heads']:,}" for d in done.values()))
     table.add_row("updates/adapter", *(_updates(d["updates"]) for d in done.values()))
     table.add_row("valid. half, end", *(_plateau(run) for run in runs.values()))

@@ -34,7 +34,9 @@ def _commit() -> str | None:
         found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() if found.returncode == 0 and "site-packages" not in str(here) else None
+    return (
+        found.stdout.strip() if found.returncode == 0 and "site-packages" not in str(here) else None
+    )
 
 
 def _device() -> str:

@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` or the list of what is known, to end an error message with."""
+    """Return ``"; did you mean 'x'?"`` or the list of what is known, to end a message with."""
     known = [str(k) for k in known]
     close = get_close_matches(str(name), known, n=1, cutoff=0.6)
     if close:

@@ -6,7 +6,7 @@ from transformers import ProgressCallback
 
 
 class ProgressBar(ProgressCallback):
-    """The stock bar; what is logged shows at its end and goes to metrics.jsonl, not to the screen."""
+    """The stock bar; what is logged goes to its end and to metrics.jsonl, not to the screen."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ class Entry:
     plan: Plan | None = field(default=None)
 
     def training(self, quick: bool) -> dict[str, Any]:
-        """Return what TrainingArguments get; halfway and at the end the validation rows are scored."""
+        """Return what TrainingArguments get; validation is scored halfway and at the end."""
         return {
             "learning_rate": self.learning_rate,
             "num_train_epochs": 1 if quick else self.epochs,
@@ -139,8 +139,9 @@ def _ship(run: Run, suite: TaskSuite, folder: Path, console: "Console") -> dict[
     }
     differences = verify_peft(run.model, run.tokenizer, folder, rows)
     worst = max(differences.values())
+    adapters = len(list(folder.glob("adapters/*/adapter_config.json")))
     console.print(
-        f"exported to {folder}: {len(list(folder.glob('adapters/*/adapter_config.json')))} PEFT adapters; "
+        f"exported to {folder}: {adapters} PEFT adapters; "
         f"loaded with stock PEFT, the outputs differ by at most {worst:.1e} on "
         f"{sum(map(len, rows.values()))} test rows"
     )

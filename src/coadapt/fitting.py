@@ -169,6 +169,7 @@ def _build_trainer(
         collate=Collator(tokenizer),
         mixing=config.mixing,
         single_task=config.batches == "single_task",
+        bucket=config.bucket,
         validation=validation,
         config_hash=config_hash,
     )

@@ -15,11 +15,14 @@ NamedParameters = Iterable[tuple[str, nn.Parameter]]
 class AbstractGroups(ABC):
     """How trainable parameters are divided for the optimizer."""
 
-    kind: str
-
     @abstractmethod
     def split(
-        self, adapters: NamedParameters, heads: NamedParameters, *, learning_rate: float, weight_decay: float
+        self,
+        adapters: NamedParameters,
+        heads: NamedParameters,
+        *,
+        learning_rate: float,
+        weight_decay: float,
     ) -> list[dict[str, Any]]:
         """Return torch parameter groups."""
 
@@ -41,7 +44,12 @@ class Uniform(AbstractGroups):
             raise InputError(f"head_rate must be positive, not {self.head_rate}")
 
     def split(
-        self, adapters: NamedParameters, heads: NamedParameters, *, learning_rate: float, weight_decay: float
+        self,
+        adapters: NamedParameters,
+        heads: NamedParameters,
+        *,
+        learning_rate: float,
+        weight_decay: float,
     ) -> list[dict[str, Any]]:
         """Return up to four groups: adapters and heads, matrices and vectors (biases, norms)."""
         groups = []
@@ -51,5 +59,7 @@ class Uniform(AbstractGroups):
                 chosen = [p for p in parameters if (p.dim() > 1) == matrices]
                 if chosen:
                     decay = weight_decay if matrices else 0.0
-                    groups.append({"params": chosen, "lr": learning_rate * rate, "weight_decay": decay})
+                    groups.append(
+                        {"params": chosen, "lr": learning_rate * rate, "weight_decay": decay}
+                    )
         return groups

@@ -77,7 +77,9 @@ class MultiTaskModel(nn.Module):
             self.plan.check(names)
         site = Site(
             backbone=backbone,
-            names=target_names(backbone, self.model_config.target_modules) if structure.divides else (),
+            names=target_names(backbone, self.model_config.target_modules)
+            if structure.divides
+            else (),
             tasks=names,
             plan=self.plan,
             init=self.recipe.init,
@@ -94,7 +96,7 @@ class MultiTaskModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
-        return self.heads.regression.device
+        return self.heads.weight[0].device
 
     def task_id(self, name: str) -> int:
         """Return the index of a task."""
@@ -195,7 +197,7 @@ class MultiTaskModel(nn.Module):
         moments would still move it; so would they a head. A block that the gate never closes is
         not among them.
         """
-        groups = [
+        groups: list[tuple[tuple[int, ...], list[nn.Parameter]]] = [
             ((index,), [self.heads.weight[index], self.heads.bias[index]])
             for index in range(len(self.tasks))
         ]

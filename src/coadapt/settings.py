@@ -28,6 +28,8 @@ class RunConfig:
         plan: who shares, with ranks.
         mixing: how often each task is drawn.
         batches: rows of any tasks in each step, or of a single one.
+        bucket: rows are sorted by length within windows of that many steps (at most a quarter of
+            an epoch), so that batches pad little; 1 leaves the order random.
         loss_mean: a step's loss is the mean over its tasks, or over its rows.
         best: which checkpoint is kept: None the last; ``overall`` the one of the best mean
             validation score; a task's name the one of that task's best validation score.
@@ -41,6 +43,7 @@ class RunConfig:
     plan: Plan | None = None
     mixing: Mixing = Proportional()
     batches: Literal["mixed", "single_task"] = "mixed"
+    bucket: int = 16
     loss_mean: LossMean = "tasks"
     best: str | None = None
     seed: int = 0

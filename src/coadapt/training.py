@@ -62,6 +62,7 @@ class MultiTaskTrainer(Trainer):
         collate: pads rows into a batch.
         mixing: how often each task is drawn.
         single_task: each step holds rows of one task.
+        bucket: steps a window in which rows are sorted by length.
         validation: each task's encoded rows and labels, for evaluation while training.
         config_hash: written into checkpoints.
     """
@@ -75,6 +76,7 @@ class MultiTaskTrainer(Trainer):
         collate: Collator,
         mixing: Mixing,
         single_task: bool = False,
+        bucket: int = 16,
         validation: tuple[dict[str, Any], dict[str, Any]] | None = None,
         config_hash: str = "",
     ) -> None:
@@ -104,6 +106,7 @@ class MultiTaskTrainer(Trainer):
             world_size=args.world_size,
             rank=args.process_index,
             single_task=single_task,
+            bucket=bucket,
             seed=args.data_seed if args.data_seed is not None else args.seed,
         )
         self.updates = dict.fromkeys((*model.attached.blocks, *_heads(model)), 0)

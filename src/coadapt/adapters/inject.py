@@ -36,7 +36,9 @@ def target_names(backbone: nn.Module, targets: str | Sequence[str]) -> tuple[str
         found = [n for n in linear if any(n == e or n.endswith(f".{e}") for e in endings)]
         _refuse_unmatched(linear, found, endings)
     if not found:
-        raise InputError(f"target_modules {targets!r} matches no linear module{_hint(linear, targets)}")
+        raise InputError(
+            f"target_modules {targets!r} matches no linear module{_hint(linear, targets)}"
+        )
     return tuple(found)
 
 

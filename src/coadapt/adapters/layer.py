@@ -34,8 +34,8 @@ class PartitionedLinear(nn.Module):
     .. math:: z = A x, \quad h = g \odot z, \quad y = W x + b + s B h
 
     with A: (R, in), B: (out, R), R = r_1 + ... + r_K and one gate value a block, repeated over the
-    block's ranks (LoRA, arXiv 2106.09685, equation 3, is K = 1 and g = 1). However many blocks there
-    are, a batch of rows of any tasks costs the two matrix products of one LoRA of rank R.
+    block's ranks (LoRA, arXiv 2106.09685, equation 3, is K = 1 and g = 1). However many blocks
+    there are, a batch of rows of any tasks costs the two matrix products of one LoRA of rank R.
 
     Each block's factors are parameters of their own, so that an optimizer can skip those of a task
     that a step did not see. They stay in float32 and are cast to the dtype of ``x``.
@@ -104,7 +104,7 @@ class PartitionedLinear(nn.Module):
         return update.view(y.shape)
 
     def _factors(self, blocks: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return the factors of ``blocks`` side by side, the offset's behind them with B negated."""
+        """Return the factors of ``blocks`` side by side, then the offset's with B negated."""
         A = [self.A[block] for block in blocks]
         B = [self.B[block] for block in blocks]
         if self.A0:

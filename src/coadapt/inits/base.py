@@ -16,9 +16,8 @@ class AbstractInit(ABC):
             subtracted (:meth:`PartitionedLinear.freeze_offset`).
     """
 
-    kind: str
     offset: ClassVar[bool]
 
     @abstractmethod
     def fill(self, layer: PartitionedLinear, block: int, generator: Generator) -> None:
-        """Set ``layer.A[block]`` and ``layer.B[block]`` in place, drawing from ``generator`` only."""
+        """Set ``layer.A[block]`` and ``layer.B[block]`` in place, from ``generator`` only."""

@@ -15,7 +15,7 @@ class Default(AbstractInit):
     r"""A Kaiming-uniform with a = sqrt(5), that is U(\pm 1/\sqrt{d_{in}}); B = 0.
 
     The update is zero at start and its gradient with respect to A too: the first step moves B only.
-    What PEFT does for ``init_lora_weights=True`` (LoRA, arXiv 2106.09685, section 4.1, says a Gaussian).
+    What PEFT does for ``init_lora_weights=True`` (LoRA, arXiv 2106.09685, section 4.1: a Gaussian).
     """
 
     kind: Literal["default"] = "default"
@@ -23,7 +23,7 @@ class Default(AbstractInit):
 
     @torch.no_grad()
     def fill(self, layer: PartitionedLinear, block: int, generator: Generator) -> None:
-        """Draw A on the CPU, whatever the layer's device, so that a seed means the same everywhere."""
+        """Draw A on the CPU, wherever the layer lies, so that a seed means the same everywhere."""
         bound = layer.in_features**-0.5
         A = torch.empty(layer.A[block].shape).uniform_(-bound, bound, generator=generator)
         layer.A[block].copy_(A)

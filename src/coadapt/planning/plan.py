@@ -1,8 +1,8 @@
 """Who shares an adapter, and at what rank: data, not code.
 
-A plan is a set of named blocks of the rank axis, each with its rank and the tasks that use it. Shared,
-private, clustered and shared + private are four shapes of the same object, and a user may write a
-fifth by hand.
+A plan is a set of named blocks of the rank axis, each with its rank and the tasks that use it.
+Shared, private, clustered and shared + private are four shapes of the same object, and a user may
+write a fifth by hand.
 """
 
 from collections.abc import Mapping, Sequence
@@ -94,7 +94,9 @@ class Plan:
         if task in self.tasks:
             raise InputError(f"the plan has task '{task}' already")
         blocks = {
-            name: Block(rank=b.rank, tasks=(*b.tasks, task)) if set(b.tasks) == set(self.tasks) else b
+            name: Block(rank=b.rank, tasks=(*b.tasks, task))
+            if set(b.tasks) == set(self.tasks)
+            else b
             for name, b in self.blocks.items()
         }
         if any(set(b.tasks) != set(self.tasks) for b in self.blocks.values()) or not blocks:
@@ -137,7 +139,7 @@ class Plan:
 
     @classmethod
     def shared_private(cls, tasks: Sequence[str], budget: int) -> "Plan":
-        """A common block of half the budget (rounded up, room left for the others) and a block a task."""
+        """A common block of half the budget, rounded up while room is left, and a block a task."""
         _refuse_infeasible(budget, len(tasks) + 1)
         common = min((budget + 1) // 2, budget - len(tasks))
         private = cls.private(tasks, budget - common)
@@ -151,8 +153,9 @@ def allocate_ranks(
 ) -> tuple[int, ...]:
     """Split a rank budget over blocks by largest remainder, with floor 1 and exact sum.
 
-    Block k starts from max(1, floor(R w_k / sum w)); surplus is taken from the blocks furthest above
-    their ideal share and given to those furthest below it; ties go to the block of lower index.
+    Block k starts from max(1, floor(R w_k / sum w)); surplus is taken from the blocks furthest
+    above their ideal share and given to those furthest below it; ties go to the block of lower
+    index.
 
     Args:
         budget: R, the summed rank.

@@ -65,7 +65,12 @@ class Attached:
         """Return every factor under a name that holds block and module: ``block/module/A``."""
         found: dict[str, nn.Parameter] = {}
         for name, layer in self.layers.items():
-            for key, factors in (("A", layer.A), ("B", layer.B), ("A0", layer.A0), ("B0", layer.B0)):
+            for key, factors in (
+                ("A", layer.A),
+                ("B", layer.B),
+                ("A0", layer.A0),
+                ("B0", layer.B0),
+            ):
                 for block, factor in zip(self.blocks, factors, strict=False):
                     found[f"{block}/{name}/{key}"] = factor
         return found
@@ -82,7 +87,6 @@ class AbstractStructure(ABC):
         trains_backbone: whether the backbone's own weights are trained.
     """
 
-    kind: str
     depends_on: ClassVar[DependsOn]
     ships_as: ClassVar[ShipsAs]
     divides: ClassVar[bool]

@@ -97,7 +97,8 @@ class StepBatchSampler(Sampler[list[int]]):
         rank: which of them this is.
         single_task: whether each step batch holds rows of one task only. A task's step batches are
             then those it has when it is alone.
-        bucket: step batches a window; 1 leaves the order random and pads most.
+        bucket: step batches a window, at most a quarter of the epoch's; 1 leaves the order random
+            and pads most.
         seed: decides, with the epoch, everything that is random.
 
     Raises:
@@ -207,7 +208,9 @@ class StepBatchSampler(Sampler[list[int]]):
 
     def _bucketed(self, draws: np.ndarray) -> list[np.ndarray]:
         """Cut draws into step batches of similar lengths; only the last one may be short."""
-        window = self._bucket * self._step
+        # At least four windows: sorting the whole of a small epoch would put the same rows, often of
+        # the same task, together every time.
+        window = self._step * max(1, min(self._bucket, len(draws) // self._step // 4))
         batches = []
         for start in range(0, len(draws), window):
             rows = draws[start : start + window]

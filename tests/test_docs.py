@@ -1,0 +1,79 @@
+"""README, docs and examples do what they say."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import coadapt
+import coadapt.config
+from coadapt.cli import app
+from coadapt.planning import Plan
+from coadapt.settings import read_train_file
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    targets = re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8"))
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_blocks_are_yaml(page: Path):
+    for block in blocks(page, "yaml"):
+        assert isinstance(yaml.safe_load(block), dict)
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("examples/*/train.yaml")), ids=lambda f: f.parent.name)
+def test_examples_load(file: Path):
+    config, suite = read_train_file(file)
+    for task in suite.names:
+        assert len(suite.rows(task, "train")) > 0
+        assert len(suite.rows(task, "test")) > 0
+    assert config.plan is None or set(config.plan.tasks) == set(suite.names)
+
+
+def test_plan_of_the_docs_is_one():
+    plan = yaml.safe_load(next(b for b in blocks(ROOT / "docs/files.md", "yaml") if "rank:" in b))
+    parsed = coadapt.config.parse(Plan, plan, "docs/files.md")
+    parsed.check(["topic", "urgency", "duplicate"])
+    assert parsed.budget == 8
+
+
+def test_the_readme_s_code_runs(tiny_bert, tmp_path, monkeypatch, capsys):
+    shutil.copytree(ROOT / "examples/tickets", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(ROOT / "README.md", "python")
+    # The same ten lines on a tiny model instead of the asset, for one epoch instead of fifteen.
+    code = code.replace('"asset:minilm"', repr({"name": str(tiny_bert), "max_length": 32}))
+    code = code.replace('"num_train_epochs": 15', '"num_train_epochs": 1, "disable_tqdm": True')
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert all(task in printed for task in ("topic", "urgency", "duplicate"))
+    assert (tmp_path / "shipped/routes.json").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page: Path):
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    named = re.findall(r"`coadapt ([a-z]+)", page.read_text(encoding="utf-8"))
+    assert set(named) <= verbs
+
+
+def test_suite_block_of_the_readme_loads(tmp_path):
+    shutil.copytree(ROOT / "examples/tickets", tmp_path, dirs_exist_ok=True)
+    block = next(b for b in blocks(ROOT / "README.md", "yaml") if "urgency" in b)
+    (tmp_path / "suite.yaml").write_text(block, encoding="utf-8")
+    suite = coadapt.load_suite(tmp_path / "suite.yaml")
+    assert suite.task("urgency").metrics == ("f1", "accuracy")
+    assert len(suite.rows("duplicate", "train")) > 0
