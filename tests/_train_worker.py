@@ -1,20 +1,23 @@
 """A server that forks a process for each training it is told of.
 
-A job is a line of JSON on standard input, the arguments of `coadapt.train`. Answered are the
-process's id at once, and its exit status when it has ended. Importing torch takes seconds; a fork
-is there at once, and is killed like any other process.
+A job is a line of JSON on standard input, the arguments of `coadapt.train`; the step whose
+checkpoint is to be the best is an argument of the server. Answered are the process's id at once,
+and its exit status when it has ended. Importing torch takes seconds; a fork is there at once, and
+is killed like any other process.
 """
 
 import json
 import os
 import sys
 
+import pytest
+
 import coadapt
-from coadapt import fitting
+from tests.toy_runs import prefer_step
 
 
-def main() -> None:
-    assert fitting  # imported before the first fork
+def main(best: int) -> None:
+    prefer_step(pytest.MonkeyPatch(), best)
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
@@ -28,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

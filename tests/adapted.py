@@ -33,7 +33,7 @@ PLANS = {
     ),
     "clustered": Plan(
         blocks={
-            "a/b.c": Block(rank=3, tasks=("topic.v2", "degree")),
+            "a b.c": Block(rank=3, tasks=("topic.v2", "degree")),
             "rest": Block(rank=2, tasks=("same",)),
         }
     ),
@@ -59,7 +59,10 @@ def adapted(
 ) -> MultiTaskModel:
     """Return a model of a recipe whose factors and heads are random."""
     model_config = replace(
-        ModelConfig(name=str(base), dtype="float32", pooling="mean", max_length=32), **config
+        ModelConfig(
+            name=str(base), dtype="float32", pooling="mean", max_length=32, backbone_dropout=False
+        ),
+        **config,
     )
     plan = plan or PLANS.get(recipe)
     model = build_model(model_config, tasks, find_recipe(recipe), plan, seed=3).eval()

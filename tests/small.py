@@ -40,7 +40,10 @@ def make_model(
 ) -> MultiTaskModel:
     """Return a model on the backbone in ``folder``, in float32 unless told otherwise."""
     return build_model(
-        ModelConfig(name=str(folder), **{"dtype": "float32", "pooling": "mean", **config}),
+        ModelConfig(
+            name=str(folder),
+            **{"dtype": "float32", "pooling": "mean", "backbone_dropout": False, **config},
+        ),
         tasks,
         Recipe(structure=structure, init=init or Default()),
         plan,

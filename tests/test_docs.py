@@ -34,7 +34,9 @@ def test_yaml_blocks_are_yaml(page: Path):
         assert isinstance(yaml.safe_load(block), dict)
 
 
-@pytest.mark.parametrize("file", sorted(ROOT.glob("examples/*/train.yaml")), ids=lambda f: f.parent.name)
+@pytest.mark.parametrize(
+    "file", sorted(ROOT.glob("examples/*/train.yaml")), ids=lambda f: f.parent.name
+)
 def test_examples_load(file: Path):
     config, suite = read_train_file(file)
     for task in suite.names:

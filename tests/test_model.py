@@ -175,7 +175,7 @@ def save_without_pooler(tiny_bert, folder):
 
 def test_a_fingerprint_is_blind_to_the_dtype_and_to_adapters(tiny_bert):
     dtypes = (torch.float32, torch.bfloat16, torch.float64)
-    config = ModelConfig(name=str(tiny_bert), pooling="mean")
+    config = ModelConfig(name=str(tiny_bert), pooling="mean", backbone_dropout=False)
     found = {fingerprint(load_backbone(config, dtype)[0]) for dtype in dtypes}
     assert len(found) == 1
     models = [make_model(tiny_bert, *STRUCTURES["lora"]), make_model(tiny_bert, Full(), None)]
@@ -293,9 +293,10 @@ def test_auto_dtype_is_what_the_processor_has(tiny_bert, monkeypatch):
         assert model.backbone.get_input_embeddings().weight.dtype == dtype
 
 
-def test_backbone_dropout_is_off_unless_asked_for(tiny_bert):
+def test_backbone_dropout_can_be_turned_off(tiny_bert):
+    assert ModelConfig(name="any").backbone_dropout
     batch = make_batch(MIXED)
-    model = make_model(tiny_bert, *STRUCTURES["lora"]).train()
+    model = make_model(tiny_bert, *STRUCTURES["lora"], backbone_dropout=False).train()
     assert torch.equal(model(**batch)["outputs"], model(**batch)["outputs"])
     model = make_model(tiny_bert, *STRUCTURES["lora"], backbone_dropout=True).train()
     assert not torch.equal(seeded_outputs(model, batch, 0), seeded_outputs(model, batch, 1))

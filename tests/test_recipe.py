@@ -79,7 +79,13 @@ RANKS = {
 def trained(name, tiny_bert, toy_suite_dict, tmp_path):
     """A run of two steps, each on all rows of all tasks."""
     return train(
-        {"name": str(tiny_bert), "dtype": "float32", "max_length": 32, "pooling": "mean"},
+        {
+            "name": str(tiny_bert),
+            "dtype": "float32",
+            "max_length": 32,
+            "pooling": "mean",
+            "backbone_dropout": False,
+        },
         toy_suite_dict,
         name,
         plan=Plan.clustered(CLUSTERS, 8) if name == "clustered" else None,

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -12,6 +13,7 @@ from coadapt.config import to_plain
 from coadapt.fitting import train
 from coadapt.recipe import RECIPES
 from coadapt.runs import Run
+from coadapt.training import MultiTaskTrainer
 
 # The Trainer collects garbage when it starts, which takes as long as the training of a toy.
 gc.freeze()
@@ -36,7 +38,7 @@ EXACT = ("steps", "epochs", "tokens", "trainable", "updates", "rows_an_epoch", "
 
 def model_of(folder: Any, **config: Any) -> dict[str, Any]:
     """Return the configuration of the tiny BERT, in float32."""
-    return {"name": str(folder), "dtype": "float32", "max_length": 64, **config}
+    return {"name": str(folder), "dtype": "float32", "max_length": 64, "backbone_dropout": False, **config}
 
 
 def recipe_of(name: str, **structure: Any) -> dict[str, Any]:
@@ -61,6 +63,17 @@ def train_well(folder: Any, suite: Any, output: Path, **structure: Any) -> Run:
         budget=16,
         training={"max_steps": 80, "learning_rate": 3e-2, "use_cpu": True},
     )
+
+
+def prefer_step(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Let checkpoints count as the better the nearer they are to a step, whatever they score."""
+
+    def evaluate(self: MultiTaskTrainer, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = original(self, *args, **kwargs)
+        return {**metrics, "eval_overall": -abs(self.state.global_step - step)}
+
+    original = MultiTaskTrainer.evaluate
+    patch.setattr(MultiTaskTrainer, "evaluate", evaluate)
 
 
 def log_of(run: Path, key: str = "loss") -> dict[int, dict[str, Any]]:

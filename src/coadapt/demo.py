@@ -134,8 +134,10 @@ def _train(entry: Entry, suite: TaskSuite, output: Path, *, quick: bool, seed: i
 def _ship(run: Run, suite: TaskSuite, folder: Path, console: "Console") -> dict[str, float]:
     """Export, load the export with stock PEFT on a fresh base, and compare outputs row by row."""
     run.export(folder, format="peft")
+    limit = run.config.model.max_length
     rows = {
-        task: encode(run.tokenizer, suite.rows(task, "test"), 256)[:CHECKED] for task in suite.names
+        task: encode(run.tokenizer, suite.rows(task, "test"), limit)[:CHECKED]
+        for task in suite.names
     }
     differences = verify_peft(run.model, run.tokenizer, folder, rows)
     worst = max(differences.values())

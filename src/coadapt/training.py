@@ -155,7 +155,6 @@ class MultiTaskTrainer(Trainer):
         counts = self.accelerator.reduce(counts, "sum").cpu()
         self._step_counts = counts[:-1]
         self.tokens_seen += int(counts[-1])
-        self._logged[1, -1] += 1 / self.args.world_size
         return self._step_counts
 
     # Loss and optimizer --------------------------------------------------------------------
@@ -213,6 +212,7 @@ class MultiTaskTrainer(Trainer):
 
         With a gradient of zero AdamW would still decay the weight and follow its old moments.
         """
+        self._logged[1, -1] += 1 / self.args.world_size
         present = set(torch.nonzero(self._step_counts).flatten().tolist())
         for tasks, parameters in self.multi.lazy_parameters():
             if present.isdisjoint(tasks):

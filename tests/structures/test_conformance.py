@@ -474,7 +474,12 @@ def test_a_fresh_process_loads_runs_with_the_same_bits(tiny_bert, toy_suite_dict
     hashes = {}
     for name, part in PARTS.items():
         run = train(
-            {"name": str(tiny_bert), "dtype": "float32", "max_length": 32},
+            {
+                "name": str(tiny_bert),
+                "dtype": "float32",
+                "max_length": 32,
+                "backbone_dropout": False,
+            },
             toy_suite_dict,
             Recipe(structure=part.structure),
             plan=part.plan(list(toy_suite_dict["tasks"])),

@@ -144,6 +144,7 @@ class StepBatchSampler(Sampler[list[int]]):
         self._bucket = bucket
         self._seed = seed
         self._epoch = 0
+        self._cut: tuple[int, list[np.ndarray]] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""
@@ -180,6 +181,11 @@ class StepBatchSampler(Sampler[list[int]]):
                 yield np.array_split(micro_batch, self._world_size)
 
     def _step_batches(self) -> list[np.ndarray]:
+        if self._cut is None or self._cut[0] != self._epoch:  # asked for by every line of a log
+            self._cut = self._epoch, self._cut_epoch()
+        return self._cut[1]
+
+    def _cut_epoch(self) -> list[np.ndarray]:
         draws = [self._draws(task) for task in range(len(self._names))]
         if not self._single_task:
             shuffle = generator("draws", self._seed, self._epoch)
