@@ -227,6 +227,23 @@ def test_model_in_pickle_is_refused(tiny_bert, toy_suite_dict, tmp_path):
     assert f"model '{folder}' could not be loaded" in message
 
 
+@pytest.mark.parametrize("trust", [False, True], ids=["by-default", "when-told"])
+def test_code_that_comes_with_a_model_is_not_run(trust, tiny_bert, toy_suite_dict, tmp_path):
+    folder, mark = shutil.copytree(tiny_bert, tmp_path / "model"), tmp_path / "mark"
+    code = "from pathlib import Path\nfrom transformers import BertConfig\n"
+    code += f"Path({str(mark)!r}).touch()\n"
+    code += 'class OwnConfig(BertConfig):\n    model_type = "own"\n'
+    (folder / "configuration_own.py").write_text(code, encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = model_of(folder, **({"trust_remote_code": True} if trust else {}))
+    message = refuse(model, toy_suite_dict, "lora", tmp_path / "run")
+    assert str(folder) in message
+    # Where the code was trusted, only the class of the model itself is missing.
+    assert mark.exists() is trust
+
+
 # train.yaml --------------------------------------------------------------------------------
 
 

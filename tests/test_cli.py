@@ -343,7 +343,8 @@ def test_folder_that_is_no_run_is_refused(verb, files):
 
 
 def test_diverged_training_ends_without_a_traceback(files, monkeypatch):
-    from coadapt.training import MultiTaskTrainer, TrainingDiverged
+    from coadapt._errors import TrainingDiverged
+    from coadapt.training import MultiTaskTrainer
 
     def compute_loss(*_, **__):
         raise TrainingDiverged("the loss of task topic is not finite at step 1")

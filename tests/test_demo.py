@@ -14,7 +14,7 @@ from coadapt.tasks import load_suite
 @pytest.fixture
 def small_demo(monkeypatch, tiny_bert, toy_suite_dict):
     suite = load_suite(toy_suite_dict)
-    monkeypatch.setattr(demo, "MODEL", {"name": str(tiny_bert), "max_length": 32})
+    monkeypatch.setattr(demo, "BACKBONE", {"name": str(tiny_bert), "max_length": 32})
     monkeypatch.setattr(demo, "load_suite", lambda *_, **__: suite)
     plan = Plan.clustered({"some": suite.names[:2], "rest": suite.names[2:]}, demo.BUDGET)
     entries = [
@@ -45,11 +45,12 @@ def test_demo_compares_exports_and_checks(small_demo, tmp_path):
 def test_a_second_demo_takes_the_finished_runs(small_demo, tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=80)
     first = demo.run_demo(tmp_path / "demo", quick=True, seed=0, console=console)
-    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("demo/*/adapter/*.safetensors")}
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("demo/quick/*/adapter/*.safetensors")}
+    assert stamps
     second = demo.run_demo(tmp_path / "demo", quick=True, seed=0, console=console)
     assert first["mean_test_score"] == second["mean_test_score"]
     assert stamps == {
-        p: p.stat().st_mtime_ns for p in tmp_path.glob("demo/*/adapter/*.safetensors")
+        p: p.stat().st_mtime_ns for p in tmp_path.glob("demo/quick/*/adapter/*.safetensors")
     }
 
 

@@ -86,7 +86,8 @@ def test_intervals_bracket_the_value(split, run):
     found = [score for task in scores.values() for score in task.metrics.values()]
     assert len(found) == 5  # Pearson and Spearman for `degree`
     assert all(score.low <= score.value <= score.high for score in found)
-    assert sum(score.low < score.high for score in found) >= 3
+    # What has no wrong row has no width; correlations always have some.
+    assert all(score.low < score.high for score in scores["degree"].metrics.values())
 
 
 def test_no_resamples_leave_the_value_alone(run):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,13 +67,17 @@ def best_in_the_middle():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_bert, toy_suite_files, tmp_path_factory):
+def model(tiny_bert):
+    """The tiny BERT with its own dropout, which draws random numbers too."""
+    return model_of(tiny_bert, backbone_dropout=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, toy_suite_files, tmp_path_factory):
     """The folder of a run with everything that has a state, never stopped."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    run = train_toy(
-        tiny_bert, toy_suite_files, tmp_path_factory.mktemp("runs") / "run", **EVERYTHING
-    )
+    run = train_toy(model, toy_suite_files, tmp_path_factory.mktemp("runs") / "run", **EVERYTHING)
     torch.set_num_threads(threads)
     return run.path
 
@@ -116,11 +121,11 @@ def stop_before(module: object, name: str, call: int) -> Callable[[pytest.Monkey
 def remove_half(patch: pytest.MonkeyPatch) -> None:
     """Stop when of the first checkpoint that is to go one file has gone."""
 
-    def rmtree(path: str, **_: object) -> None:
+    def rmtree(path: str, **options: Any) -> None:
         if "checkpoint-" in Path(path).name and not Path(path).name.startswith("tmp-"):
             (Path(path) / "model.safetensors").unlink()
             raise Stopped
-        original(path, **_)
+        original(path, **options)
 
     original = shutil.rmtree
     patch.setattr(shutil, "rmtree", rmtree)
@@ -131,7 +136,7 @@ STOPS = {
     "within-epoch": stop_in_step(14),
     "first-step-of-epoch": stop_in_step(STEPS_AN_EPOCH + 1),
     "last-step": stop_in_step(3 * STEPS_AN_EPOCH),
-    "between-files-of-checkpoint": stop_before(training, "save_optimizer", 3),
+    "between-files-of-checkpoint": stop_before(training, "save_state", 3),
     "before-manifest-of-checkpoint": stop_before(training, "seal", 4),
     "before-rename-of-checkpoint": stop_before(training, "put_in_place", 3),
     "before-rename-of-last-checkpoint": stop_before(training, "put_in_place", 8),
@@ -145,17 +150,17 @@ STOPS = {
 
 @pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS.keys())
 def test_resumed_equals_undisturbed(
-    stop, undisturbed, tiny_bert, toy_suite_dict, tmp_path, monkeypatch
+    stop, undisturbed, model, toy_suite_dict, tmp_path, monkeypatch
 ):
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop(patch)
         with pytest.raises(Stopped):
-            train_toy(tiny_bert, toy_suite_dict, output, **EVERYTHING)
+            train_toy(model, toy_suite_dict, output, **EVERYTHING)
     assert result_of(output)["run"]["status"] == "failed"
     with pytest.raises(InputError, match=r"'failed'; finish it with .*--resume"):
         coadapt.load_run(output)
-    train_toy(tiny_bert, toy_suite_dict, output, resume=True, **EVERYTHING)
+    train_toy(model, toy_suite_dict, output, resume=True, **EVERYTHING)
     assert_same_run(output, undisturbed)
     assert not list(output.glob("tmp-*"))
     # What is returned, what is on disk, and what a stopped run leaves behind agree.
@@ -197,15 +202,15 @@ def test_resuming_after_last_step_takes_no_further_step(
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_stopped_run_may_be_moved(undisturbed, tiny_bert, toy_suite_dict, tmp_path, monkeypatch):
+def test_stopped_run_may_be_moved(undisturbed, model, toy_suite_dict, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_before(fitting, "save_adapter", 1)(patch)
         # Without a limit the last checkpoint stays beside the best one.
         options = {**EVERYTHING, "training": {**EVERYTHING["training"], "save_total_limit": None}}
         with pytest.raises(Stopped):
-            train_toy(tiny_bert, toy_suite_dict, tmp_path / "here", **options)
+            train_toy(model, toy_suite_dict, tmp_path / "here", **options)
     (tmp_path / "here").rename(tmp_path / "there")
-    train_toy(tiny_bert, toy_suite_dict, tmp_path / "there", resume=True, **options)
+    train_toy(model, toy_suite_dict, tmp_path / "there", resume=True, **options)
     assert_same_tensors(tmp_path / "there" / "adapter", undisturbed / "adapter")
 
 
@@ -230,12 +235,15 @@ def server():
 
 def start(server: subprocess.Popen, job: dict) -> int:
     """Start a training and return its process id."""
+    assert server.stdin is not None
     server.stdin.write(json.dumps(job) + "\n")
     server.stdin.flush()
-    return int(server.stdout.readline())
+    return answer(server)
 
 
-def exit_status(server: subprocess.Popen) -> int:
+def answer(server: subprocess.Popen) -> int:
+    """Return the server's next word: a process id, then that process's exit status."""
+    assert server.stdout is not None
     return int(server.stdout.readline())
 
 
@@ -248,10 +256,10 @@ def wait_for_lines(path: Path, number: int) -> None:
 
 
 def test_killed_run_ends_like_an_undisturbed_one(
-    server, undisturbed, tiny_bert, toy_suite_dict, tmp_path
+    server, undisturbed, model, toy_suite_dict, tmp_path
 ):
     output = tmp_path / "run"
-    job = {"model": model_of(tiny_bert), "suite": toy_suite_dict, "output": str(output)}
+    job = {"model": model, "suite": toy_suite_dict, "output": str(output)}
     job |= {**EVERYTHING, "resume": True}
     rng, kills = random.Random(0), 0
     # The log has a line at each of the steps 3, 5, 6, 9, 10, 12, 15, 15, 18, 20, 20, 21, 24.
@@ -260,13 +268,13 @@ def test_killed_run_ends_like_an_undisturbed_one(
         wait_for_lines(output / "metrics.jsonl", lines)
         time.sleep(rng.uniform(0, 0.05))
         os.kill(pid, signal.SIGKILL)
-        if exit_status(server) == signal.SIGKILL:
+        if answer(server) == signal.SIGKILL:
             kills += 1
             with pytest.raises(InputError, match=r"--resume|is no run"):
                 coadapt.load_run(output)
     assert kills >= 3
     assert start(server, job)
-    assert exit_status(server) == 0
+    assert answer(server) == 0
     assert_same_run(output, undisturbed)
 
 
@@ -386,12 +394,12 @@ def test_resuming_with_other_tasks_names_them(stopped, tiny_bert, toy_suite_dict
 
 
 def test_resuming_a_finished_run_does_nothing(
-    undisturbed, tiny_bert, toy_suite_dict, tmp_path, monkeypatch
+    undisturbed, model, toy_suite_dict, tmp_path, monkeypatch
 ):
     output = shutil.copytree(undisturbed, tmp_path / "run")
     before = content_of(output)
     monkeypatch.setattr(fitting, "_build_trainer", None)
-    run = train_toy(tiny_bert, toy_suite_dict, output, resume=True, **EVERYTHING)
+    run = train_toy(model, toy_suite_dict, output, resume=True, **EVERYTHING)
     assert content_of(output) == before
     assert run.result == result_of(undisturbed)
 
@@ -423,10 +431,10 @@ def test_output_that_is_no_run_is_refused(
     assert content_of(tmp_path) == before
 
 
-def test_output_that_holds_another_run_is_refused(undisturbed, tiny_bert, toy_suite_dict):
+def test_output_that_holds_another_run_is_refused(undisturbed, model, toy_suite_dict):
     before = content_of(undisturbed)
     with pytest.raises(InputError, match=r"holds another run; choose another output.*--resume"):
-        train_toy(tiny_bert, toy_suite_dict, undisturbed, **EVERYTHING)
+        train_toy(model, toy_suite_dict, undisturbed, **EVERYTHING)
     assert content_of(undisturbed) == before
 
 

@@ -7,11 +7,12 @@ import torch
 
 import coadapt
 from coadapt import InputError, fitting, training
+from coadapt._errors import TrainingDiverged
 from coadapt.checkpoints import last_checkpoint
 from coadapt.evaluation import Score, TaskScores
 from coadapt.settings import merge_for_api, resolve
 from coadapt.tasks import load_suite
-from coadapt.training import MultiTaskTrainer, TrainingDiverged
+from coadapt.training import MultiTaskTrainer
 from tests.toy_runs import (
     TRAINING,
     assert_same_run,

@@ -38,7 +38,13 @@ EXACT = ("steps", "epochs", "tokens", "trainable", "updates", "rows_an_epoch", "
 
 def model_of(folder: Any, **config: Any) -> dict[str, Any]:
     """Return the configuration of the tiny BERT, in float32."""
-    return {"name": str(folder), "dtype": "float32", "max_length": 64, "backbone_dropout": False, **config}
+    return {
+        "name": str(folder),
+        "dtype": "float32",
+        "max_length": 64,
+        "backbone_dropout": False,
+        **config,
+    }
 
 
 def recipe_of(name: str, **structure: Any) -> dict[str, Any]:
@@ -47,10 +53,10 @@ def recipe_of(name: str, **structure: Any) -> dict[str, Any]:
     return {**recipe, "structure": {**recipe["structure"], **structure}}
 
 
-def train_toy(folder: Any, suite: Any, output: Path, recipe: Any = "lora", **options: Any) -> Run:
-    """Train in two steps, unless told otherwise."""
-    options = {"training": QUICK, **options}
-    return train(model_of(folder), suite, recipe, output=output, **options)
+def train_toy(model: Any, suite: Any, output: Path, recipe: Any = "lora", **options: Any) -> Run:
+    """Train a model, or the one in a folder, in two steps unless told otherwise."""
+    model = model if isinstance(model, dict) else model_of(model)
+    return train(model, suite, recipe, output=output, **{"training": QUICK, **options})
 
 
 def train_well(folder: Any, suite: Any, output: Path, **structure: Any) -> Run:

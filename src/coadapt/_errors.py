@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend, and the hint that helps to mend it."""
+"""The errors that are the user's to mend, and the hint that helps to mend them."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,6 +6,10 @@ from difflib import get_close_matches
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message names the place and what would do."""
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or a weight is no finite number; the last checkpoint is from before."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -35,12 +35,29 @@ def last_checkpoint(run: Path) -> Path | None:
     return next((p for _, p in sorted(numbered, reverse=True) if is_whole(p)), None)
 
 
-def save_optimizer(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Write an optimizer's tensors and return the rest of its state as plain data.
+def save_state(folder: Path, optimizer: Any, scheduler: Any, plain: dict[str, Any]) -> None:
+    """Write the state of an optimizer and a learning-rate scheduler, and plain data beside them.
 
     Raises:
-        InputError: if the optimizer keeps something that is neither a tensor nor a number.
+        InputError: if one of them keeps something that is neither a tensor nor plain data.
     """
+    data = {
+        **plain,
+        "optimizer": _take_apart(folder, optimizer.state_dict()),
+        "scheduler": _as_json(scheduler.state_dict(), "learning-rate scheduler"),
+    }
+    write_json(folder / STATE, data)
+
+
+def load_state(folder: Path, optimizer: Any, scheduler: Any) -> None:
+    """Restore the optimizer and the scheduler of :func:`save_state`."""
+    plain = read_json(folder / STATE)
+    optimizer.load_state_dict(_put_together(folder, plain["optimizer"]))
+    scheduler.load_state_dict(plain["scheduler"])
+
+
+def _take_apart(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Write an optimizer's tensors and return the rest of its state as plain data."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, entries in state["state"].items():
@@ -54,8 +71,8 @@ def save_optimizer(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
     return _as_json(plain, "optimizer")
 
 
-def load_optimizer(folder: Path, plain: dict[str, Any]) -> dict[str, Any]:
-    """Return the state dict that :func:`save_optimizer` took apart."""
+def _put_together(folder: Path, plain: dict[str, Any]) -> dict[str, Any]:
+    """Return the state dict that :func:`_take_apart` took apart."""
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**load_tensors(folder / OPTIMIZER), **plain["numbers"]}.items():
         index, key = name.split("/", 1)
@@ -70,11 +87,6 @@ def _as_json(data: Any, what: str) -> Any:
         raise InputError(
             f"the {what}'s state cannot be saved as safetensors and JSON ({error}); use another one"
         ) from error
-
-
-def scheduler_state(scheduler: Any) -> Any:
-    """Return a learning-rate scheduler's state as plain data."""
-    return _as_json(scheduler.state_dict(), "learning-rate scheduler")
 
 
 def save_random_state(folder: Path, rank: int) -> None:

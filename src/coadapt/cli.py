@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from coadapt._errors import InputError
+from coadapt._errors import InputError, TrainingDiverged
 from coadapt._version import __version__
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for a program
 @contextmanager
 def _mendable() -> Iterator[None]:
     """Turn an error that the user can mend into a message without a traceback, and exit with 2."""
-    from coadapt.training import TrainingDiverged
-
     try:
         yield
     except (InputError, TrainingDiverged) as error:
@@ -243,11 +241,12 @@ def _print_training(run: "Run") -> None:
         f"{100 * done['padding']:.0f} % padding"
     )
     table = Table("task", "rows an epoch", "updates of its head", "its blocks (rank, updates)")
-    plan = run.config.plan
+    all_blocks = run.config.plan.blocks if run.config.plan else {}
     for task, rows in done["rows_an_epoch"].items():
         blocks = [
-            f"{name} ({plan.blocks[name].rank}, {done['updates'][name]})"
-            for name in (plan.blocks_of(task) if plan else ())
+            f"{name} ({block.rank}, {done['updates'][name]})"
+            for name, block in all_blocks.items()
+            if task in block.tasks
         ]
         table.add_row(
             task, str(rows), str(done["updates"][f"heads/{task}"]), ", ".join(blocks) or "-"

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -49,8 +49,9 @@ def _rows(texts: Sequence[Text], task: Task) -> Rows:
     width = len(task.columns)
     columns: list[list[str]] = [[] for _ in range(width)]
     for number, text in enumerate(texts, start=1):
-        parts = tuple(text) if isinstance(text, (tuple, list)) else (text,)
-        if len(parts) != width or not all(_is_text(part) for part in parts):
+        found = tuple(text) if isinstance(text, (tuple, list)) else (text,)
+        parts = [part for part in found if _is_text(part)]
+        if not len(parts) == len(found) == width:
             wanted = "a text" if width == 1 else "a pair of texts"
             raise InputError(f"row {number}: task '{task.name}' takes {wanted}, not {text!r}")
         for column, part in zip(columns, parts, strict=True):
@@ -59,7 +60,7 @@ def _rows(texts: Sequence[Text], task: Task) -> Rows:
     return Rows(texts=tuple(columns[0]), pairs=pairs, labels=np.zeros(len(texts)))
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: Any) -> TypeGuard[str]:
     """Whether a tokenizer takes it; JSON can write half of a surrogate pair."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 

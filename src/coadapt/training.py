@@ -13,17 +13,17 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
-from coadapt._files import load_tensors, put_in_place, read_json, save_tensors, seal, write_json
+from coadapt._errors import TrainingDiverged
+from coadapt._files import load_tensors, put_in_place, read_json, save_tensors, seal
 from coadapt._progress import ProgressBar
 from coadapt.checkpoints import (
     MODEL,
     STATE,
     check_checkpoint,
-    load_optimizer,
     load_random_state,
-    save_optimizer,
+    load_state,
     save_random_state,
-    scheduler_state,
+    save_state,
 )
 from coadapt.evaluation import evaluate_model, flatten
 from coadapt.model import MultiTaskModel
@@ -34,10 +34,6 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 TRAINER_STATE = "trainer_state.json"  # the stock Trainer looks for this name
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss or a weight is no finite number; the last checkpoint is from before."""
 
 
 class _EpochLoader(DataLoader):
@@ -93,6 +89,7 @@ class MultiTaskTrainer(Trainer):
         if not args.disable_tqdm:
             self.add_callback(ProgressBar())
         self.multi = model
+        self.folder = Path(str(args.output_dir))
         self.dataset, self.collate, self.validation = dataset, collate, validation
         self.config_hash = config_hash
         self.loss_is_scaled_for_ga = True
@@ -109,7 +106,8 @@ class MultiTaskTrainer(Trainer):
             bucket=bucket,
             seed=args.data_seed if args.data_seed is not None else args.seed,
         )
-        self.updates = dict.fromkeys((*model.attached.blocks, *_heads(model)), 0)
+        heads = [f"heads/{task}" for task in model.task_names]
+        self.updates = dict.fromkeys((*model.attached.blocks, *heads), 0)
         self.tokens_seen = 0  # of all ranks, without padding
         self._step_counts = torch.zeros(len(model.tasks))
         # Since the last line of the log: losses and rows a task; in the last column steps.
@@ -152,7 +150,7 @@ class MultiTaskTrainer(Trainer):
             counts[:-1] += torch.bincount(batch["task_ids"].to(device), minlength=num_tasks)
             if len(batch["task_ids"]):
                 counts[-1] += batch["attention_mask"].sum()
-        counts = self.accelerator.reduce(counts, "sum").cpu()
+        counts = self._over_ranks(counts).cpu()
         self._step_counts = counts[:-1]
         self.tokens_seen += int(counts[-1])
         return self._step_counts
@@ -188,7 +186,7 @@ class MultiTaskTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _where_to_go_on(self) -> str:
-        return f"Checkpoints in {self.args.output_dir} are from before and can be resumed."
+        return f"Checkpoints in {self.folder} are from before and can be resumed."
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Build the optimizer on the recipe's groups and make it skip absent tasks' parameters."""
@@ -202,7 +200,7 @@ class MultiTaskTrainer(Trainer):
                 learning_rate=self.args.learning_rate,
                 weight_decay=self.args.weight_decay,
             )
-            make, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.multi)
+            make, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.multi)  # pyright: ignore[reportArgumentType]
             self.optimizer = make(groups, **kwargs)
             self.optimizer.register_step_pre_hook(self._skip_absent)
         return self.optimizer
@@ -222,8 +220,8 @@ class MultiTaskTrainer(Trainer):
             self.multi.attached.blocks, self.multi.attached.owners, strict=True
         ):
             self.updates[block] += not present.isdisjoint(owners)
-        for index, name in enumerate(_heads(self.multi)):
-            self.updates[name] += index in present
+        for index, task in enumerate(self.multi.task_names):
+            self.updates[f"heads/{task}"] += index in present
 
     # Evaluation and log --------------------------------------------------------------------
 
@@ -242,7 +240,7 @@ class MultiTaskTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add losses a task and the share of padding, and append a line to metrics.jsonl."""
         if "loss" in logs:
-            *tasks, steps = self._sum_logged().T.tolist()
+            *tasks, steps = self._over_ranks(self._logged).T.tolist()
             # The stock value forgets, on resuming, the steps before the checkpoint.
             logs["loss"] = steps[0] / steps[1]
             for name, (total, count) in zip(self.multi.task_names, tasks, strict=True):
@@ -253,21 +251,22 @@ class MultiTaskTrainer(Trainer):
         super().log(logs, start_time)
         if self.is_world_process_zero():
             line = {"step": self.state.global_step, **self.state.log_history[-1]}
-            with (Path(self.args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
+            with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _sum_logged(self) -> Tensor:
-        return self.accelerator.reduce(self._logged.clone(), "sum")
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        summed = self.accelerator.reduce(values.clone(), "sum")
+        assert isinstance(summed, Tensor)
+        return summed
 
     # Training state ------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint into a temporary folder and rename it when it is whole."""
         self.refuse_bad_weights()
-        logged = self._sum_logged().tolist()
-        run = Path(self.args.output_dir)
-        path = run / f"checkpoint-{self.state.global_step}"
-        temporary = run / f"tmp-{path.name}"
+        logged = self._over_ranks(self._logged).tolist()
+        path = self.folder / f"checkpoint-{self.state.global_step}"
+        temporary = path.with_name(f"tmp-{path.name}")
         if self.args.should_save:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -275,7 +274,7 @@ class MultiTaskTrainer(Trainer):
         save_random_state(temporary, self.args.process_index)
         self.accelerator.wait_for_everyone()
         if self.state.best_global_step:
-            best = run / f"checkpoint-{self.state.best_global_step}"
+            best = path.with_name(f"checkpoint-{self.state.best_global_step}")
             if best.is_dir() or best == path:
                 self.state.best_model_checkpoint = str(best)
         if self.args.should_save:
@@ -283,7 +282,7 @@ class MultiTaskTrainer(Trainer):
             seal(temporary)
             put_in_place(temporary, path)
             rotate_checkpoints(
-                output_dir=str(run),
+                output_dir=str(self.folder),
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=False,
@@ -304,17 +303,16 @@ class MultiTaskTrainer(Trainer):
         scaler = self.accelerator.scaler
         plain = {
             "config_hash": self.config_hash,
-            "optimizer": save_optimizer(folder, self.optimizer.state_dict()),
-            "scheduler": scheduler_state(self.lr_scheduler),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "updates": self.updates,
             "tokens_seen": self.tokens_seen,
             "logged": logged,
         }
-        write_json(folder / STATE, plain)
+        save_state(folder, self.optimizer, self.lr_scheduler, plain)
+        states: Any = self.state.stateful_callbacks  # a mapping by now, whatever it says
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+                states[type(callback).__name__] = callback.state()
         self.state.save_to_json(str(folder / TRAINER_STATE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -333,12 +331,8 @@ class MultiTaskTrainer(Trainer):
         self.multi.load_state_tensors(load_tensors(folder / MODEL), str(folder / MODEL))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        folder = Path(checkpoint)
-        plain = read_json(folder / STATE)
-        self.optimizer.load_state_dict(load_optimizer(folder, plain["optimizer"]))
-        self.lr_scheduler.load_state_dict(plain["scheduler"])
+        if checkpoint is not None:
+            load_state(Path(checkpoint), self.optimizer, self.lr_scheduler)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.accelerator.scaler is not None:
@@ -354,7 +348,3 @@ class MultiTaskTrainer(Trainer):
         logger.info("taking the weights of %s", best)
         check_checkpoint(best)
         self._load_weights(best)
-
-
-def _heads(model: MultiTaskModel) -> list[str]:
-    return [f"heads/{task}" for task in model.task_names]
