@@ -3,10 +3,10 @@
     python benchmarks/against_peft.py [--rows 60 600] [--regimes shared ...] [--seeds 0 1 2]
 
 The loop is what a user of stock PEFT would write: bfloat16 autocast where the processor has it,
-mean pooling, a linear head a task, AdamW with linear decay, one PEFT model for each adapter, trained
-one after the other on its tasks' rows. (It gets eager attention as ours does: only scores count
-here.) Ours trains all adapters in one mixed-batch run. Both see the same rows, split and tokenizer,
-and the same number of epochs at the same rate; neither was tuned on test.
+mean pooling, a linear head a task, AdamW with linear decay, one PEFT model for each adapter,
+trained one after the other on its tasks' rows. (It gets eager attention as ours does: only scores
+count here.) Ours trains all adapters in one mixed-batch run. Both see the same rows, split and
+tokenizer, and the same number of epochs at the same rate; neither was tuned on test.
 
 A cell whose result file is there is skipped, so the command resumes.
 """

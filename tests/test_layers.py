@@ -24,7 +24,7 @@ LEVELS = [
     ["recipe"],
     ["backbone", "heads", "model", "settings"],
     [
-        *("checkpoints", "saving", "training", "runs", "fitting"),
+        *("checkpoints", "saving", "_progress", "training", "runs", "fitting"),
         *("evaluation", "prediction", "exporting", "importing"),
     ],
     ["__init__"],

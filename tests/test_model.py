@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModel, BertConfig, BertModel
 
@@ -431,3 +432,14 @@ def test_lazy_parameters_are_the_blocks_and_heads_a_task_owns(tiny_bert):
         assert [(owners, len(parameters)) for owners, parameters in found] == wanted[name]
         every = [id(p) for _, parameters in found for p in parameters]
         assert len(every) == len(set(every))
+
+
+def test_a_model_that_lacks_weights_is_refused(tiny_bert, tmp_path):
+    folder = tmp_path / "holes"
+    shutil.copytree(tiny_bert, folder)
+    weights = load_file(folder / "model.safetensors")
+    gone = next(name for name in weights if name.endswith("attention.self.query.weight"))
+    del weights[gone]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks 1 of its weights, such as '.*query\.weight'"):
+        load_backbone(ModelConfig(name=str(folder)), torch.float32)

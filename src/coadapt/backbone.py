@@ -15,7 +15,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from coadapt._errors import InputError
 from coadapt.assets import resolve_model
@@ -122,6 +122,7 @@ def load_backbone(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMo
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model '{config.name}' could not be loaded: {error}") from error
+    _refuse_missing(config, info)
     pooling = declared or ("pooler" if _has_trained_pooler(backbone, info) else "cls")
     if pooling == "pooler" and not _has_trained_pooler(backbone, info):
         raise InputError(
@@ -151,6 +152,16 @@ def _takes_pooling_argument(hf_config: Any) -> bool:
     except KeyError:  # code of the model's own
         return False
     return "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+
+
+def _refuse_missing(config: ModelConfig, info: dict[str, Any]) -> None:
+    """Refuse a backbone of which some weights would be left at random values."""
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise InputError(
+            f"model '{config.name}' lacks {len(missing)} of its weights, such as '{missing[0]}'; "
+            "they would be random. Take a complete checkpoint of this architecture"
+        )
 
 
 def _has_trained_pooler(backbone: nn.Module, info: dict[str, Any]) -> bool:

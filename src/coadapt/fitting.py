@@ -194,9 +194,15 @@ def _training_arguments(config: RunConfig, output: Path) -> TrainingArguments:
             raise InputError(f"training.{key} is what best ('{config.best}') decides; drop one")
         defaults |= {"eval_strategy": "epoch", **rule}
     try:
-        return TrainingArguments(**{**defaults, **config.training, **fixed})
+        args = TrainingArguments(**{**defaults, **config.training, **fixed})
     except (TypeError, ValueError) as error:
         raise InputError(f"training: transformers refuses these arguments: {error}") from error
+    if args.n_gpu > 1:  # transformers would wrap the model in DataParallel, which splits the counts
+        raise InputError(
+            f"{args.n_gpu} accelerators are visible to one process; start one process for each "
+            f"(torchrun --nproc_per_node {args.n_gpu} -m coadapt train ...), or make one visible"
+        )
+    return args
 
 
 def _check_training(training: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ class TaskHeads(nn.Module):
             drawn = torch.randn(size, hidden_size, generator=generator) * _INIT_STD
             self.weight.append(nn.Parameter(drawn))
             self.bias.append(nn.Parameter(torch.zeros(size)))
+        self.regression: Tensor
         regression = torch.tensor([task.kind == "regression" for task in tasks])
         self.register_buffer("regression", regression, persistent=False)
 

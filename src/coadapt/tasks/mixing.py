@@ -214,8 +214,8 @@ class StepBatchSampler(Sampler[list[int]]):
 
     def _bucketed(self, draws: np.ndarray) -> list[np.ndarray]:
         """Cut draws into step batches of similar lengths; only the last one may be short."""
-        # At least four windows: sorting the whole of a small epoch would put the same rows, often of
-        # the same task, together every time.
+        # At least four windows: sorting the whole of a small epoch would put the same rows, often
+        # of the same task, together every time.
         window = self._step * max(1, min(self._bucket, len(draws) // self._step // 4))
         batches = []
         for start in range(0, len(draws), window):
