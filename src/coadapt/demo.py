@@ -27,6 +27,7 @@ BACKBONE: dict[str, Any] = {"name": MODEL, "backbone_dropout": False}
 BUDGET = 8
 CHECKED = 32  # test rows a task on which the export is compared
 ROWS = {"train": 100, "validation": 50, "test": 250}
+QUICK_ROWS = {"train": 60, "validation": 20, "test": 100}
 # Families: the same questions under two label sets, spam, and sentiment in four domains.
 CLUSTERS = {
     "questions": ["trec6", "trec50"],
@@ -81,7 +82,7 @@ def run_demo(output: Path, *, quick: bool, seed: int, console: "Console") -> dic
 
     Args:
         output: a folder; finished runs of the same demo in it are taken as they are.
-        quick: one epoch each, far from a plateau; written to ``quick`` in the folder.
+        quick: fewer rows and one epoch each, far from a plateau; written to ``quick`` in the folder.
         seed: of adapters, heads, order and dropout.
         console: where to print.
 
@@ -90,7 +91,8 @@ def run_demo(output: Path, *, quick: bool, seed: int, console: "Console") -> dic
     """
     if quick:  # beside a demo proper, not instead of it
         output = output / "quick"
-    suite = load_suite("demo", overrides=[f"max_rows={ROWS}"])
+    limits = QUICK_ROWS if quick else ROWS
+    suite = load_suite("demo", overrides=[f"max_rows={limits}"])
     _introduce(suite, quick, console)
     runs: dict[str, Run] = {}
     scores: dict[str, dict[str, TaskScores]] = {}
@@ -103,7 +105,7 @@ def run_demo(output: Path, *, quick: bool, seed: int, console: "Console") -> dic
     summary = {
         "quick": quick,
         "seed": seed,
-        "rows": ROWS,
+        "rows": limits,
         "budget": BUDGET,
         "mean_test_score": {name: overall(found) for name, found in scores.items()},
         "export_max_difference": check,
