@@ -15,7 +15,6 @@ import argparse
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -177,7 +176,6 @@ def cell(side: str, regime: str, rows: int, seed: int) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     epochs, rate = TUNING[rows][regime]
     suite = load_suite("demo", overrides=[f"max_rows={{train: {rows}, test: {TEST_ROWS}}}"])
-    start = time.perf_counter()
     scores = SIDES[side](suite, regime, epochs, rate, seed)
     row = {
         "side": side,
@@ -186,7 +184,6 @@ def cell(side: str, regime: str, rows: int, seed: int) -> dict[str, Any]:
         "seed": seed,
         "epochs": epochs,
         "learning_rate": rate,
-        "seconds": time.perf_counter() - start,
         "accuracy": scores,
         "mean": float(np.mean(list(scores.values()))),
         "machine": machine(),

@@ -82,7 +82,7 @@ def run_demo(output: Path, *, quick: bool, seed: int, console: "Console") -> dic
 
     Args:
         output: a folder; finished runs of the same demo in it are taken as they are.
-        quick: fewer rows and one epoch each, far from a plateau; written to ``quick`` in the folder.
+        quick: fewer rows, one epoch each, far from a plateau; written to ``quick`` in the folder.
         seed: of adapters, heads, order and dropout.
         console: where to print.
 

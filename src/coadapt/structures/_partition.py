@@ -1,47 +1,64 @@
 """Blocks of the rank axis put into a backbone, with any gate."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import nn
 
+from coadapt._errors import InputError
 from coadapt.adapters import AbstractGate, PartitionedLinear, inject
 from coadapt.planning import Block
-from coadapt.structures.base import Attached, Site
+from coadapt.structures.base import AbstractStructure, Attached, ShipsAs, Site
 
 
-def attach_blocks(
-    site: Site,
-    blocks: dict[str, Block],
-    gate: AbstractGate,
-    *,
-    scale: float,
-    dropout: float,
-    dropout_at: Literal["z", "x"],
-) -> Attached:
-    """Put a partitioned layer around every module of ``site`` and fill its blocks."""
-    ranks = [block.rank for block in blocks.values()]
+@dataclass(frozen=True, kw_only=True)
+class AbstractPartitioned(AbstractStructure):
+    """What the structures on the partitioned rank axis have in common.
 
-    def make(base: nn.Module) -> PartitionedLinear:
-        return PartitionedLinear(
-            base,
-            ranks,
-            gate=gate,
-            route=site.route,
-            scale=scale,
-            dropout=dropout,
-            dropout_at=dropout_at,
-        )
+    Args:
+        scale: s = lora_alpha / r, the same for every block.
+        dropout: probability in [0, 1).
+        dropout_at: on A x (default, cheaper) or on x (LoRA's and PEFT's place).
+    """
 
-    layers = inject(site.backbone, site.names, make)
-    for name, layer in layers.items():
-        for index, block in enumerate(blocks):
-            site.init.fill(layer, index, site.generator(block, name))
-        if site.init.offset:
-            layer.freeze_offset()
-    return Attached(
-        layers=layers, blocks=tuple(blocks), owners=tuple(_owners(site.tasks, blocks.values()))
-    )
+    scale: float = 2.0
+    dropout: float = 0.0
+    dropout_at: Literal["z", "x"] = "z"
+
+    ships_as: ClassVar[ShipsAs] = "lora"
+    divides: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not self.scale > 0:
+            raise InputError(f"scale (lora_alpha / r) must be positive, not {self.scale}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must be in [0, 1), not {self.dropout}")
+
+    def _attach_blocks(self, site: Site, blocks: dict[str, Block], gate: AbstractGate) -> Attached:
+        """Put a partitioned layer around every module of ``site`` and fill its blocks."""
+        ranks = [block.rank for block in blocks.values()]
+
+        def make(base: nn.Module) -> PartitionedLinear:
+            return PartitionedLinear(
+                base,
+                ranks,
+                gate=gate,
+                route=site.route,
+                scale=self.scale,
+                dropout=self.dropout,
+                dropout_at=self.dropout_at,
+            )
+
+        layers = inject(site.backbone, site.names, make)
+        for name, layer in layers.items():
+            for index, block in enumerate(blocks):
+                site.init.fill(layer, index, site.generator(block, name))
+            if site.init.offset:
+                layer.freeze_offset()
+        owners = tuple(_owners(site.tasks, blocks.values()))
+        return Attached(layers=layers, blocks=tuple(blocks), owners=owners)
 
 
 def _owners(tasks: Sequence[str], blocks: Iterable[Block]) -> list[tuple[int, ...]]:

@@ -4,18 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from coadapt.adapters import DependsOn, TaskGate
-from coadapt.structures._partition import attach_blocks
-from coadapt.structures.base import (
-    AbstractStructure,
-    Attached,
-    ShipsAs,
-    Site,
-    check_scale_and_dropout,
-)
+from coadapt.structures._partition import AbstractPartitioned
+from coadapt.structures.base import Attached, Site
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bank(AbstractStructure):
+class Bank(AbstractPartitioned):
     r"""A LoRA a block of the plan, gated by the row's task t.
 
     .. math:: y = W x + s \sum_{k \in \text{blocks}(t)} B_k A_k x
@@ -25,25 +19,11 @@ class Bank(AbstractStructure):
     block of rank 1 would be scaled R times more than one of rank R.
 
     Parameters: (r_1 + ... + r_K)(d_in + d_out) an adapted map.
-
-    Args:
-        scale: s = lora_alpha_k / r_k of every block.
-        dropout: probability in [0, 1).
-        dropout_at: on A x (default, cheaper) or on x.
     """
 
     kind: Literal["bank"] = "bank"
-    scale: float = 2.0
-    dropout: float = 0.0
-    dropout_at: Literal["z", "x"] = "z"
 
     depends_on: ClassVar[DependsOn] = "task"
-    ships_as: ClassVar[ShipsAs] = "lora"
-    divides: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        check_scale_and_dropout(self.scale, self.dropout)
 
     def attach(self, site: Site) -> Attached:
         """Build the plan's blocks, gated by task."""
@@ -54,11 +34,4 @@ class Bank(AbstractStructure):
             for task in site.tasks
         ]
         gate = TaskGate(uses, [block.rank for block in blocks.values()])
-        return attach_blocks(
-            site,
-            blocks,
-            gate,
-            scale=self.scale,
-            dropout=self.dropout,
-            dropout_at=self.dropout_at,
-        )
+        return self._attach_blocks(site, blocks, gate)

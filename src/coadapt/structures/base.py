@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 
 from torch import Generator, Tensor, nn
 
-from coadapt._errors import InputError
 from coadapt._seeds import named_generator
 from coadapt.adapters import DependsOn, PartitionedLinear, Route
 from coadapt.inits import AbstractInit
@@ -100,11 +99,3 @@ class AbstractStructure(ABC):
     @abstractmethod
     def attach(self, site: Site) -> Attached:
         """Build the structure into ``site.backbone``, whose parameters are all frozen."""
-
-
-def check_scale_and_dropout(scale: float, dropout: float) -> None:
-    """Raise InputError unless s > 0 and 0 <= dropout < 1."""
-    if not scale > 0:
-        raise InputError(f"scale (lora_alpha / r) must be positive, not {scale}")
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout must be in [0, 1), not {dropout}")
