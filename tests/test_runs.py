@@ -57,7 +57,7 @@ def test_a_task_comes_and_goes_and_the_others_stay_to_the_bit(run, tmp_path):
 def test_a_derived_run_needs_a_new_folder(run, tmp_path):
     with pytest.raises(InputError, match="is there already; choose another output"):
         run.add_task(language(tmp_path), run.path)
-    with pytest.raises(InputError, match="has task .* already"):
+    with pytest.raises(InputError, match=r"has task .* already"):
         run.add_task(run.suite.tasks[0], tmp_path / "twice")
     assert not (tmp_path / "twice").exists()
     assert predictions(run, run.suite.names[:1])  # a refused call leaves the run usable

@@ -80,18 +80,12 @@ def methods(as_json: JsonFlag = False) -> None:
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
         return
-    table = Table("recipe", "what is trained", "depends on", "ships as", "mergeable", "paper")
+    table = Table("recipe", "what is trained", "depends on", "ships as", "mergeable")
+    table.columns[0].no_wrap = True
     for row in rows:
         mergeable = "yes" if row["mergeable"] else "no"
-        cells = (
-            row["name"],
-            row["summary"],
-            row["depends_on"],
-            row["ships_as"],
-            mergeable,
-            row["paper"],
-        )
-        table.add_row(*cells)
+        table.add_row(row["name"], row["summary"], row["depends_on"], row["ships_as"], mergeable)
+    table.caption = "the papers: coadapt methods --json"
     out.print(table)
 
 
