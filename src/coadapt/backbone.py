@@ -39,8 +39,8 @@ class ModelConfig:
         dtype: of the frozen backbone; ``auto`` is bfloat16 where the processor has it. Adapters,
             heads, losses and optimizer state are float32 always.
         max_length: tokens; longer texts are cut and counted.
-        backbone_dropout: keep the backbone's own dropout while training, as stock PEFT does. Off,
-            a step on a CPU is a good deal faster, and little data is fitted a little worse.
+        backbone_dropout: keep the backbone's own dropout while training, as stock PEFT does. Off
+            saves drawing its masks, and regularises less.
         attn_implementation: passed to transformers. None takes ``eager`` on a CPU, where the fused
             kernel's backward is slower than plain products (``benchmarks/step.py --attention``),
             and leaves the choice to transformers elsewhere.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODEL = "asset:minilm"
-# Without the backbone's dropout a step on a CPU takes a good third less: the demo is to be short.
+# The demo is to be short: no masks are drawn for the backbone's dropout.
 BACKBONE: dict[str, Any] = {"name": MODEL, "backbone_dropout": False}
 BUDGET = 8
 CHECKED = 32  # test rows a task on which the export is compared
