@@ -22,9 +22,9 @@ LEVELS = [
     ["adapters"],
     ["inits", "structures", "regularizers", "groups", "planning"],
     ["recipe"],
-    ["backbone", "heads", "model", "settings"],
+    ["backbone", "heads", "loading", "model", "settings"],
     [
-        *("checkpoints", "saving", "_progress", "training", "runs", "fitting"),
+        *("checkpoints", "saving", "_progress", "arguments", "training", "runs", "fitting"),
         *("evaluation", "prediction", "exporting", "importing"),
     ],
     ["__init__"],

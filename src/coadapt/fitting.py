@@ -1,27 +1,26 @@
 """Training a run from its configuration, and resuming it after whatever stopped it."""
 
-import dataclasses
 import json
 import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-import torch
 from accelerate import PartialState
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from coadapt._environment import describe_environment, peak_memory_mib
-from coadapt._errors import InputError, nearest
+from coadapt._errors import InputError
 from coadapt._files import read_json, write_json, write_text
-from coadapt.backbone import ModelConfig, load_tokenizer
+from coadapt.arguments import training_arguments
+from coadapt.backbone import ModelConfig
 from coadapt.checkpoints import STATE, check_checkpoint, last_checkpoint
 from coadapt.config import to_plain
+from coadapt.loading import Loader
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.planning import Plan
 from coadapt.recipe import Recipe
@@ -31,7 +30,6 @@ from coadapt.runs import (
     PLAN,
     RESULT,
     Run,
-    load_run,
     read_config,
     read_status,
     write_config,
@@ -39,25 +37,10 @@ from coadapt.runs import (
 from coadapt.saving import save_adapter
 from coadapt.settings import RunConfig, merge_for_api, resolve
 from coadapt.tasks import TaskSuite, load_suite
-from coadapt.tasks.render import Collator, TaskDataset, encode
+from coadapt.tasks.render import Collator, TaskDataset
 from coadapt.training import METRICS_FILE, MultiTaskTrainer
 
 logger = logging.getLogger(__name__)
-
-# What a run trains with where its `training:` is silent.
-DEFAULT_TRAINING: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "num_train_epochs": 10,
-    "per_device_train_batch_size": 16,
-    "lr_scheduler_type": "linear",
-    "warmup_steps": 0.06,
-    "weight_decay": 0.01,
-    "logging_steps": 10,
-    "save_strategy": "epoch",
-    "save_total_limit": 1,
-    "report_to": "none",
-    "ddp_find_unused_parameters": False,
-}
 
 
 def train(
@@ -102,18 +85,38 @@ def train(
     return fit(config, loaded, Path(output), resume=resume)
 
 
-def fit(config: RunConfig, suite: TaskSuite, output: Path, *, resume: bool = False) -> Run:
-    """Train the run that ``config`` describes in ``output``, see :func:`train`."""
-    args = _training_arguments(config, output)
+def fit(
+    config: RunConfig,
+    suite: TaskSuite,
+    output: Path,
+    *,
+    resume: bool = False,
+    loader: Loader | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Run:
+    """Train the run that ``config`` describes in ``output``, see :func:`train`.
+
+    Args:
+        config: what to train.
+        suite: on which tasks.
+        output: the run's folder.
+        resume: go on with the run in it.
+        loader: keeps what several runs share.
+        callbacks: told of the training's course, besides our own.
+    """
+    loader = loader or Loader()
+    args = training_arguments(config, suite, output)
     state = PartialState()  # as the arguments have set it up
     config_hash = config.hash(suite)
     if state.is_main_process:
         _refuse_other(output, config, suite, resume=resume)
     if resume and (output / ADAPTER).is_dir() and read_status(output) == "finished":
         logger.info("run %s has finished already", output)
-        return load_run(output)
+        return Run(output, config, suite, loader=loader)
     # What is wrong with the configuration or the data shows here, before anything is written.
-    trainer = _build_trainer(config, suite, args, config_hash)
+    trainer = _build_trainer(config, suite, args, config_hash, loader)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     checkpoint = last_checkpoint(output) if resume else None
     if checkpoint is not None:
         _check_same(checkpoint, config_hash)
@@ -132,28 +135,22 @@ def fit(config: RunConfig, suite: TaskSuite, output: Path, *, resume: bool = Fal
             save_adapter(trainer.multi, output / ADAPTER)
             _finish(output, trainer, time.perf_counter() - start)
         state.wait_for_everyone()
-    return Run(output, config, suite, trainer.multi)
+    return Run(output, config, suite, trainer.multi, loader)
 
 
 def _build_trainer(
-    config: RunConfig, suite: TaskSuite, args: TrainingArguments, config_hash: str
+    config: RunConfig, suite: TaskSuite, args: TrainingArguments, config_hash: str, loader: Loader
 ) -> MultiTaskTrainer:
-    _refuse_unscored(args, suite)
-    tokenizer = load_tokenizer(config.model)
-    max_length = config.model.max_length
-    training = [suite.rows(task, "train") for task in suite.names]
-    encoded = [encode(tokenizer, rows, max_length) for rows in training]
-    labels = [rows.labels for rows in training]
+    def encoded(split: str) -> dict[str, list[dict[str, list[int]]]]:
+        return {task: loader.encoded(config.model, suite, task, split) for task in suite.names}
+
     validation = None
     if args.eval_strategy != "no":
         rows = {task: suite.rows(task, "validation") for task in suite.names}
         for task, found in rows.items():
             if not len(found):
                 raise InputError(f"task '{task}' has no validation rows to choose a checkpoint by")
-        validation = (
-            {task: encode(tokenizer, found, max_length) for task, found in rows.items()},
-            {task: found.labels for task, found in rows.items()},
-        )
+        validation = encoded("validation"), {task: found.labels for task, found in rows.items()}
     model = build_model(
         config.model,
         suite.tasks,
@@ -161,74 +158,22 @@ def _build_trainer(
         config.plan,
         loss_mean=config.loss_mean,
         seed=config.seed,
+        loader=loader,
     )
     return MultiTaskTrainer(
         model,
         args,
-        dataset=TaskDataset(encoded, labels),
-        collate=Collator(tokenizer),
+        dataset=TaskDataset(
+            list(encoded("train").values()),
+            [suite.rows(task, "train").labels for task in suite.names],
+        ),
+        collate=Collator(loader.tokenizer(config.model)),
         mixing=config.mixing,
         single_task=config.batches == "single_task",
         bucket=config.bucket,
         validation=validation,
         config_hash=config_hash,
     )
-
-
-def _training_arguments(config: RunConfig, output: Path) -> TrainingArguments:
-    """Hand ``training:`` to transformers, on top of our defaults and below what a run fixes."""
-    fixed = {"output_dir": str(output), "seed": config.seed, "remove_unused_columns": False}
-    for key, value in fixed.items():
-        if key in config.training:
-            raise InputError(f"training.{key} is set by the run itself (to {value!r}); drop it")
-    _check_training(config.training)
-    # Processes launched on a machine without an accelerator find each other only if told.
-    defaults = {**DEFAULT_TRAINING, "use_cpu": not torch.accelerator.is_available()}
-    if config.best is not None:
-        rule = {
-            "load_best_model_at_end": True,
-            "metric_for_best_model": f"eval_{config.best}",
-            "greater_is_better": True,
-        }
-        for key in rule.keys() & config.training:
-            raise InputError(f"training.{key} is what best ('{config.best}') decides; drop one")
-        defaults |= {"eval_strategy": "epoch", **rule}
-    try:
-        args = TrainingArguments(**{**defaults, **config.training, **fixed})
-    except (TypeError, ValueError) as error:
-        raise InputError(f"training: transformers refuses these arguments: {error}") from error
-    if args.n_gpu > 1:  # transformers would wrap the model in DataParallel, which splits the counts
-        raise InputError(
-            f"{args.n_gpu} accelerators are visible to one process; start one process for each "
-            f"(torchrun --nproc_per_node {args.n_gpu} -m coadapt train ...), or make one visible"
-        )
-    return args
-
-
-def _check_training(training: dict[str, Any]) -> None:
-    """Refuse unknown keys, and texts for numbers: transformers says so late or not at all."""
-    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    hints = get_type_hints(TrainingArguments)
-    for key, value in training.items():
-        if key not in known:
-            near = nearest(key, known)
-            hint = near if "did you mean" in near else "; see transformers.TrainingArguments"
-            raise InputError(f"unknown key 'training.{key}'{hint}")
-        wanted = set(get_args(hints[key]) or (hints[key],))
-        if wanted <= {int, float, bool, NoneType} and isinstance(value, (str, list, dict)):
-            words = " or ".join(sorted(kind.__name__ for kind in wanted))
-            raise InputError(f"training.{key}: found {value!r}; give {words}")
-
-
-def _refuse_unscored(args: TrainingArguments, suite: TaskSuite) -> None:
-    """Refuse a metric to choose by that an evaluation does not give: the Trainer asks late."""
-    if args.metric_for_best_model is None:
-        return
-    scores = ["overall", *suite.names, *(f"{t.name}_{m}" for t in suite.tasks for m in t.metrics)]
-    found = args.metric_for_best_model.removeprefix("eval_")
-    if found not in scores:
-        hint = nearest(found, scores)
-        raise InputError(f"training.metric_for_best_model: '{found}' is no score{hint}")
 
 
 def _refuse_other(output: Path, config: RunConfig, suite: TaskSuite, *, resume: bool) -> None:

@@ -18,6 +18,7 @@ from coadapt.backbone import (
     pool,
 )
 from coadapt.heads import TaskHeads
+from coadapt.loading import Loader
 from coadapt.planning import Plan
 from coadapt.recipe import Recipe
 from coadapt.structures import Attached, Site
@@ -245,13 +246,18 @@ def build_model(
     *,
     loss_mean: LossMean = "tasks",
     seed: int = 0,
+    loader: Loader | None = None,
 ) -> MultiTaskModel:
-    """Load the backbone that ``config`` names and build the model around it."""
+    """Load the backbone that ``config`` names, or take it from ``loader``, and build on it."""
     # A backbone that trains keeps float32 master weights and computes under autocast.
     dtype = compute_dtype(config.dtype)
-    if recipe.structure.trains_backbone and dtype == torch.bfloat16:
+    trains = recipe.structure.trains_backbone
+    if trains and dtype == torch.bfloat16:
         dtype = torch.float32
-    backbone, pooling = load_backbone(config, dtype)
+    if loader is None:
+        backbone, pooling = load_backbone(config, dtype)
+    else:
+        backbone, pooling = loader.backbone(config, dtype, trains=trains)
     return MultiTaskModel(
         backbone,
         pooling,

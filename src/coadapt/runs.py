@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,17 @@ from coadapt._environment import describe_environment
 from coadapt._errors import InputError, nearest
 from coadapt._files import read_json, write_json, write_text
 from coadapt._version import __version__
-from coadapt.backbone import load_tokenizer
 from coadapt.config import dump_yaml, load_yaml, to_plain
 from coadapt.evaluation import TaskScores, evaluate_model
 from coadapt.exporting import ExportReport, export_merged, export_peft
 from coadapt.importing import with_task, without_task
+from coadapt.loading import Loader
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.prediction import Text, predict_texts
 from coadapt.saving import load_adapter, save_adapter
 from coadapt.settings import RunConfig, resolve
 from coadapt.tasks import SPLITS, Task, TaskSuite, load_suite
-from coadapt.tasks.render import Collator, encode
+from coadapt.tasks.render import Collator
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +38,20 @@ class Run:
         config: what it was asked to do.
         suite: the tasks, with their labels.
         model: the trained model, if it is at hand.
+        loader: what loads the base model and the rows, and may have them already.
     """
 
     def __init__(
-        self, path: Path, config: RunConfig, suite: TaskSuite, model: MultiTaskModel | None = None
+        self,
+        path: Path,
+        config: RunConfig,
+        suite: TaskSuite,
+        model: MultiTaskModel | None = None,
+        loader: Loader | None = None,
     ) -> None:
         self.path, self.config, self.suite = path, config, suite
         self._model = model
+        self._loader = loader or Loader()
 
     @property
     def model(self) -> MultiTaskModel:
@@ -58,15 +64,16 @@ class Run:
                 self.config.plan,
                 loss_mean=self.config.loss_mean,
                 seed=self.config.seed,
+                loader=self._loader,
             )
             load_adapter(model, self.path / ADAPTER)
             self._model = model  # not before: an adapter that is refused leaves no model
         return self._model.eval()
 
-    @cached_property
+    @property
     def tokenizer(self) -> Any:
         """The base model's tokenizer."""
-        return load_tokenizer(self.config.model)
+        return self._loader.tokenizer(self.config.model)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -92,7 +99,7 @@ class Run:
         scores = evaluate_model(
             self.model,
             Collator(self.tokenizer),
-            {t: encode(self.tokenizer, r, self.config.model.max_length) for t, r in rows.items()},
+            {t: self._loader.encoded(self.config.model, self.suite, t, split) for t in rows},
             {task: found.labels for task, found in rows.items()},
             num_resamples=num_resamples,
             seed=self.config.seed,
@@ -200,12 +207,13 @@ def write_config(output: Path, config: RunConfig, suite: TaskSuite) -> None:
         write_text(output / PLAN, dump_yaml(to_plain(config.plan)))
 
 
-def load_run(path: str | Path, *, dtype: str | None = None) -> Run:
+def load_run(path: str | Path, *, dtype: str | None = None, loader: Loader | None = None) -> Run:
     """Open a finished run.
 
     Args:
         path: its folder.
         dtype: replaces the configuration's: ``float32`` to compute in full precision.
+        loader: keeps what several runs share.
 
     Raises:
         InputError: if the folder is no run, or the run has not finished.
@@ -222,7 +230,7 @@ def load_run(path: str | Path, *, dtype: str | None = None) -> Run:
         plain = load_yaml(path / CONFIG)
         plain["model"]["dtype"] = dtype
         config = resolve(_without_suite(plain), suite, where=str(path / CONFIG))
-    return Run(path, config, suite)
+    return Run(path, config, suite, loader=loader)
 
 
 def read_status(path: Path) -> str:

@@ -54,7 +54,7 @@ Splits = dict[Split, list[_Row]]
 
 
 def load_rows(
-    tasks: Sequence[Task], *, fractions: SplitFractions, seed: int
+    tasks: Sequence[Task], *, fractions: SplitFractions, seed: int, draw: int = 0
 ) -> tuple[tuple[Task, ...], dict[tuple[str, str], Rows]]:
     """Read the data of a whole suite; leaks can only be decided for all of its tasks at once.
 
@@ -66,6 +66,7 @@ def load_rows(
         tasks: the tasks, with row limits.
         fractions: the shares of the hash split.
         seed: decides the hash split and which rows a limit keeps.
+        draw: another draw of the training rows that a limit keeps.
 
     Returns:
         The tasks with their labels filled in, and the rows by task name and split.
@@ -81,7 +82,7 @@ def load_rows(
         mine = splits[task.name]
         task = _with_labels(task, mine)
         resolved.append(task)
-        limited = {split: _limit(task, split, mine[split], seed) for split in SPLITS}
+        limited = {split: _limit(task, split, mine[split], seed, draw) for split in SPLITS}
         for split in SPLITS:
             rows[task.name, split] = _to_rows(task, limited[split])
     return tuple(resolved), rows
@@ -248,12 +249,13 @@ def _sorted_labels(labels: Iterable[str | int | float]) -> tuple[str | int, ...]
     return tuple(sorted(names, key=str))
 
 
-def _limit(task: Task, split: Split, rows: list[_Row], seed: int) -> list[_Row]:
+def _limit(task: Task, split: Split, rows: list[_Row], seed: int, draw: int) -> list[_Row]:
     """Keep as many rows as the task allows; a smaller draw is part of a larger one."""
     limits = task.max_rows if isinstance(task.max_rows, dict) else {"train": task.max_rows}
     limit = limits.get(split)
+    redrawn = (draw,) if draw and split == "train" else ()
     if limit is not None:
-        order = generator("max_rows", seed, task.name, split).permutation(len(rows))
+        order = generator("max_rows", seed, task.name, split, *redrawn).permutation(len(rows))
         return [rows[i] for i in np.sort(order[:limit])]
     if task.num_shots is None or split != "train":
         return rows
@@ -265,7 +267,7 @@ def _limit(task: Task, split: Split, rows: list[_Row], seed: int) -> list[_Row]:
                 f"{counts[str(label)]} training rows; lower num_shots"
             )
     kept: defaultdict[str, list[int]] = defaultdict(list)
-    for i in generator("num_shots", seed, task.name).permutation(len(rows)):
+    for i in generator("num_shots", seed, task.name, *redrawn).permutation(len(rows)):
         if len(kept[str(rows[i].label)]) < task.num_shots:
             kept[str(rows[i].label)].append(i)
     return [rows[i] for i in sorted(i for chosen in kept.values() for i in chosen)]

@@ -20,6 +20,7 @@ class TaskSuite:
         name: what to call it.
         tasks: the tasks; their order gives the task ids.
         seed: decides the hash split and which rows a limit keeps.
+        draw: another draw of the training rows that a limit keeps; held-out rows stay.
         split: the shares held out of sources that come unsplit.
         max_rows: the row limit of tasks that have neither their own nor ``num_shots``.
 
@@ -30,6 +31,7 @@ class TaskSuite:
     name: str = "suite"
     tasks: tuple[Task, ...]
     seed: int = 0
+    draw: int = 0
     split: SplitFractions = field(default_factory=SplitFractions)
     max_rows: dict[str, int] | int | None = None
 
@@ -98,22 +100,22 @@ class TaskSuite:
     def _with_tasks(self, tasks: Iterable[Task]) -> "TaskSuite":
         """Return a suite with other tasks whose rows are those of this one."""
         suite = replace(self, tasks=tuple(tasks))
-        suite.__dict__["_whole"] = self._whole  # where a cached property keeps its value
+        suite.__dict__["whole"] = self.whole  # where a cached property keeps its value
         return suite
 
     @cached_property
-    def _whole(self) -> "TaskSuite":
-        """The suite that the rows are read for."""
+    def whole(self) -> "TaskSuite":
+        """The suite that the rows are read for: this one, or the one it is a subset of."""
         return self
 
     @cached_property
     def _data(self) -> tuple[tuple[Task, ...], dict[tuple[str, str], Rows]]:
-        if self._whole is not self:
-            return self._whole._data
+        if self.whole is not self:
+            return self.whole._data
         limited = (
             replace(task, max_rows=self.max_rows)
             if task.max_rows is None and task.num_shots is None
             else task
             for task in self.tasks
         )
-        return load_rows(tuple(limited), fractions=self.split, seed=self.seed)
+        return load_rows(tuple(limited), fractions=self.split, seed=self.seed, draw=self.draw)
