@@ -8,8 +8,10 @@ import torch
 import coadapt
 from coadapt import InputError, fitting, training
 from coadapt._errors import TrainingDiverged
+from coadapt.arguments import DEFAULT_TRAINING, training_arguments
 from coadapt.checkpoints import last_checkpoint
 from coadapt.evaluation import Score, TaskScores
+from coadapt.loading import Loader
 from coadapt.settings import merge_for_api, resolve
 from coadapt.tasks import load_suite
 from coadapt.training import MultiTaskTrainer
@@ -148,7 +150,8 @@ def test_best_without_validation_rows_is_refused(tiny_bert, toy_suite_dict, tmp_
 def arguments_of(suite, folder, **options):
     """Return the TrainingArguments that `coadapt.train` with these options makes."""
     data = merge_for_api(model_of("model"), "lora", None, **options)
-    return fitting._training_arguments(resolve(data, load_suite(suite), where="test"), folder)
+    loaded = load_suite(suite)
+    return training_arguments(resolve(data, loaded, where="test"), loaded, folder)
 
 
 def test_training_reaches_transformers_untouched(toy_suite_dict, tmp_path):
@@ -169,7 +172,7 @@ def test_training_reaches_transformers_untouched(toy_suite_dict, tmp_path):
 
 def test_training_that_is_silent_gets_our_defaults(toy_suite_dict, tmp_path):
     args = arguments_of(toy_suite_dict, tmp_path)
-    for key, value in fitting.DEFAULT_TRAINING.items():
+    for key, value in DEFAULT_TRAINING.items():
         found = getattr(args, key)
         assert found in (value, [], ["none"]) if key == "report_to" else found == value
 
@@ -251,8 +254,9 @@ def test_log_holds_the_scores_and_the_padding(mixed_run):
             assert f"eval_{task.name}_{metric}" in line
     # What the collator really pads, counted over the batches themselves.
     tokenizer, real, padded = mixed_run.tokenizer, 0, 0
-    args = fitting._training_arguments(mixed_run.config, mixed_run.path.parent / "again")
-    trainer = fitting._build_trainer(mixed_run.config, mixed_run.suite, args, "")
+    config, suite = mixed_run.config, mixed_run.suite
+    args = training_arguments(config, suite, mixed_run.path.parent / "again")
+    trainer = fitting._build_trainer(config, suite, args, "", Loader())
     for batch in trainer.get_train_dataloader():
         real += int(batch["attention_mask"].sum())
         padded += batch["attention_mask"].numel()
