@@ -25,7 +25,7 @@ LEVELS = [
     ["backbone", "heads", "loading", "model", "settings"],
     [
         *("checkpoints", "saving", "_progress", "arguments", "training", "runs", "fitting"),
-        *("evaluation", "prediction", "exporting", "importing"),
+        *("evaluation", "prediction", "predictions", "exporting", "importing"),
     ],
     ["__init__"],
     ["demo", "_demo_tables", "study"],

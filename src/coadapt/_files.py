@@ -21,8 +21,12 @@ MANIFEST = "manifest.json"
 def write_text(path: Path, text: str) -> None:
     """Write a file by way of a temporary one beside it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:  # a full disk: leave nothing half
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -266,3 +266,13 @@ def to_plain(value: object) -> Any:
 def dump_yaml(plain: object) -> str:
     """Write plain data as YAML, keys in their order."""
     return yaml.dump(plain, Dumper=YamlDumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def changed_keys(key: str, old: Any, new: Any) -> list[str]:
+    """Return the dotted keys, below and with ``key``, under which two plain values differ."""
+    if json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True):  # 1 is not 1.0 here
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = {**old, **new}
+        return [name for k in names for name in changed_keys(f"{key}.{k}", old.get(k), new.get(k))]
+    return [key]

@@ -1,5 +1,6 @@
 """Scores a task, each with an interval."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,16 +133,25 @@ def evaluate_model(
         num_resamples: of the rows, for the intervals.
         seed: of the resamples.
     """
+    outputs = {name: predict_outputs(model, collate, rows, name) for name, rows in encoded.items()}
+    return score_tasks(model.tasks, labels, outputs, num_resamples=num_resamples, seed=seed)
+
+
+def score_tasks(
+    tasks: Sequence[Task],
+    labels: dict[str, np.ndarray],
+    outputs: dict[str, np.ndarray],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, TaskScores]:
+    """Return the scores of the tasks that have outputs, see :func:`score_task`."""
     return {
         task.name: score_task(
-            task,
-            labels[task.name],
-            predict_outputs(model, collate, encoded[task.name], task.name),
-            num_resamples=num_resamples,
-            seed=seed,
+            task, labels[task.name], outputs[task.name], num_resamples=num_resamples, seed=seed
         )
-        for task in model.tasks
-        if task.name in encoded
+        for task in tasks
+        if task.name in outputs
     }
 
 

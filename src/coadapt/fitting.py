@@ -19,7 +19,7 @@ from coadapt._files import read_json, write_json, write_text
 from coadapt.arguments import training_arguments
 from coadapt.backbone import ModelConfig
 from coadapt.checkpoints import STATE, check_checkpoint, last_checkpoint
-from coadapt.config import to_plain
+from coadapt.config import changed_keys, to_plain
 from coadapt.loading import Loader
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.planning import Plan
@@ -193,22 +193,11 @@ def _refuse_other(output: Path, config: RunConfig, suite: TaskSuite, *, resume: 
         return
     old = {**to_plain(there), "suite": there_suite.to_plain()}
     new = {**to_plain(config), "suite": suite.to_plain()}
-    changed = [name for key in new for name in _changed(key, old.get(key), new[key])]
+    changed = [name for key in new for name in changed_keys(key, old.get(key), new[key])]
     raise InputError(
         f"{output} was started with another configuration (changed: {', '.join(changed)}); "
         f"resume with the same one ({output / CONFIG}) or choose another output"
     )
-
-
-def _changed(key: str, old: Any, new: Any) -> list[str]:
-    """Return the dotted keys under which two plain values differ."""
-    if json.dumps(old, sort_keys=True) == json.dumps(new, sort_keys=True):  # 1 is not 1.0 here
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            name for k in {**old, **new} for name in _changed(f"{key}.{k}", old.get(k), new.get(k))
-        ]
-    return [key]
 
 
 def _claim(output: Path, config: RunConfig, suite: TaskSuite) -> None:

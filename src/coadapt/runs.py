@@ -11,12 +11,13 @@ from coadapt._errors import InputError, nearest
 from coadapt._files import read_json, write_json, write_text
 from coadapt._version import __version__
 from coadapt.config import dump_yaml, load_yaml, to_plain
-from coadapt.evaluation import TaskScores, evaluate_model
+from coadapt.evaluation import TaskScores, decide, predict_outputs, score_tasks
 from coadapt.exporting import ExportReport, export_merged, export_peft
 from coadapt.importing import with_task, without_task
 from coadapt.loading import Loader
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.prediction import Text, predict_texts
+from coadapt.predictions import predictions_file, write_predictions
 from coadapt.saving import load_adapter, save_adapter
 from coadapt.settings import RunConfig, resolve
 from coadapt.tasks import SPLITS, Task, TaskSuite, load_suite
@@ -83,6 +84,8 @@ class Run:
     def evaluate(self, split: str = "test", *, num_resamples: int = 1000) -> dict[str, TaskScores]:
         """Score every task on a split and add the scores to result.json.
 
+        What was predicted is written beside it, row by row, for paired comparisons.
+
         Args:
             split: ``test``, ``validation`` or ``train``.
             num_resamples: of the rows, for the 95 % intervals.
@@ -96,14 +99,25 @@ class Run:
         for task, found in rows.items():
             if not len(found):
                 raise InputError(f"task '{task}' has no {split} rows to score")
-        scores = evaluate_model(
-            self.model,
-            Collator(self.tokenizer),
-            {t: self._loader.encoded(self.config.model, self.suite, t, split) for t in rows},
-            {task: found.labels for task, found in rows.items()},
+        collate, labels = Collator(self.tokenizer), {t: found.labels for t, found in rows.items()}
+        outputs = {
+            task: predict_outputs(
+                self.model,
+                collate,
+                self._loader.encoded(self.config.model, self.suite, task, split),
+                task,
+            )
+            for task in rows
+        }
+        scores = score_tasks(
+            self.suite.tasks,
+            labels,
+            outputs,
             num_resamples=num_resamples,
             seed=self.config.seed,
         )
+        predicted = {task: decide(self.suite.task(task), outputs[task]) for task in rows}
+        write_predictions(self.path / predictions_file(split), labels, predicted)
         result = self.result
         result["metrics"][split] = {task: asdict(score) for task, score in scores.items()}
         write_json(self.path / RESULT, result)

@@ -82,7 +82,7 @@ def read_train_file(
     if seed is not None:
         data["seed"] = seed
     suite = load_suite(
-        _beside(path, data.pop("suite")), overrides=suite_overrides, data_root=data_root
+        beside(path, data.pop("suite")), overrides=suite_overrides, data_root=data_root
     )
     return resolve(data, suite, where=str(path)), suite
 
@@ -93,7 +93,7 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     return [text for text in overrides if not text.startswith("suite.")], suite
 
 
-def _beside(path: Path, suite: Any) -> Any:
+def beside(path: Path, suite: Any) -> Any:
     """A suite file is looked for beside the file that names it; a ready suite has no suffix."""
     if not isinstance(suite, (str, dict)):
         raise InputError(f"{path}: suite: found {suite!r}; give a file, a ready suite or a mapping")

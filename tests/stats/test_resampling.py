@@ -37,7 +37,7 @@ def test_rows_and_callable_draw_the_same_resamples(labels):
 def test_drawing_in_blocks_changes_nothing(labels, monkeypatch):
     y_true, y_pred = labels
     whole = bootstrap_mean(y_true == y_pred, generator=np.random.default_rng(1))
-    monkeypatch.setattr("coadapt._stats._CHUNK", 7 * 300)
+    monkeypatch.setattr("coadapt._stats.resampling._CHUNK", 7 * 300)
     parts = bootstrap_mean(y_true == y_pred, generator=np.random.default_rng(1))
     np.testing.assert_array_equal(parts, whole)
 

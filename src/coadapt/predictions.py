@@ -1,0 +1,47 @@
+"""What a run predicted for a split, row by row: what a paired comparison resamples."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from coadapt._errors import InputError
+from coadapt._files import read_json, write_text
+
+# By task: the true class ids or values and the predicted ones, each (n,).
+Predictions = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def predictions_file(split: str) -> str:
+    """Return the file's name in a run's folder."""
+    return f"predictions-{split}.json"
+
+
+def write_predictions(
+    path: Path, labels: dict[str, np.ndarray], predicted: dict[str, np.ndarray]
+) -> None:
+    """Write ``{task: {labels: [...], predicted: [...]}}``, a task a line."""
+    lines = [
+        f"{json.dumps(task)}: "
+        + json.dumps(
+            {"labels": labels[task].tolist(), "predicted": predicted[task].tolist()},
+            separators=(",", ":"),
+        )
+        for task in labels
+    ]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a file of :func:`write_predictions`.
+
+    Raises:
+        InputError: if it is missing or not such a file.
+    """
+    try:
+        return {
+            task: (np.asarray(found["labels"]), np.asarray(found["predicted"]))
+            for task, found in read_json(path).items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no file of predictions; evaluate the run again") from error

@@ -1,0 +1,1 @@
+"""Studies: fair grids of runs, and the statistics that make them believable."""

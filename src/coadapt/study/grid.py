@@ -1,0 +1,311 @@
+"""A study's cells: every run that it takes, which of them cannot be, and why."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from coadapt._errors import InputError
+from coadapt._stats import random_partitions
+from coadapt.arguments import training_arguments
+from coadapt.config import to_plain
+from coadapt.planning import InfeasibleBudget, Plan
+from coadapt.settings import RunConfig, default_plan, resolve
+from coadapt.study.budget import Counter, Spent
+from coadapt.study.spec import Clusters, RandomPartitions, Study
+from coadapt.tasks import TaskSuite
+
+Role = Literal["trial", "final"]
+SPLIT: dict[Role, str] = {"trial": "validation", "final": "test"}
+
+# What every cell starts from; the study's own `training` goes on top. Validation is scored once
+# halfway, so that with the score at the end a table can show whether a plateau was reached: at
+# exactly a half an even number of steps would be scored a second time.
+TRAINING: dict[str, Any] = {
+    "disable_tqdm": True,
+    "eval_strategy": "steps",
+    "eval_steps": 0.500001,
+}
+_RUN_KEYS = ("mixing", "batches", "bucket", "loss_mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What is tuned together and then run for every seed: an arm in a setting.
+
+    Attributes:
+        recipe: its name in the study.
+        plan: the plan's name, for a recipe that is told who shares.
+        budget: the summed rank, for a recipe that divides one.
+        rows: training rows a task; None: as the suite says.
+        tasks: the subset's name; None: all.
+    """
+
+    recipe: str
+    plan: str | None
+    budget: int | None
+    rows: int | None
+    tasks: str | None
+
+    @property
+    def arm(self) -> str:
+        """What is compared: recipe, plan and budget."""
+        parts = (self.recipe, self.plan, f"R{self.budget}" if self.budget else None)
+        return "-".join(part for part in parts if part)
+
+    @property
+    def name(self) -> str:
+        """A name that no other group of the study has, fit for a folder."""
+        parts = (self.arm, f"n{self.rows}" if self.rows else None, self.tasks)
+        return "-".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cell:
+    """One run of a group: a trial scored on validation, or a final run scored on test."""
+
+    group: Group
+    role: Role
+    trial: int
+    seed: int
+    config: RunConfig
+    suite: TaskSuite
+
+    @property
+    def id(self) -> str:
+        """Where its result lies, below ``cells``."""
+        number = self.trial if self.role == "trial" else ""
+        return f"{self.group.name}/{self.role}{number}_seed{self.seed}"
+
+    @property
+    def run_id(self) -> str:
+        """Where its run lies, below ``runs``: a final run may have been trained as a trial."""
+        return f"{self.group.name}/trial{self.trial}_seed{self.seed}"
+
+    @cached_property
+    def hash(self) -> str:
+        """Of everything that decides its result."""
+        return f"{self.config.hash(self.suite)}-{SPLIT[self.role]}"
+
+    @cached_property
+    def cost(self) -> float:
+        """Training rows it goes through, what its time is guessed from."""
+        rows = sum(len(self.suite.rows(task, "train")) for task in self.suite.names)
+        return rows * self.config.training["num_train_epochs"]
+
+
+class Grid:
+    """All groups of a study.
+
+    Args:
+        study: the study.
+        suite: its suite.
+        where: what to call the study file in errors.
+
+    Attributes:
+        groups: those that can be run, in the order in which they are.
+        infeasible: those that cannot, with the reason.
+        spent: what each group of ``groups`` trains.
+        num_weights: values of the base model.
+
+    Raises:
+        InputError: if any cell's configuration cannot be used; a budget that is too small for a
+            plan is no error but a reason.
+    """
+
+    def __init__(self, study: Study, suite: TaskSuite, where: str) -> None:
+        self.study, self.suite, self.where = study, suite, where
+        self._suites: dict[tuple[int | None, str | None, int], TaskSuite] = {}
+        self.groups: list[Group] = []
+        self.infeasible: dict[Group, str] = {}
+        self.spent: dict[Group, Spent] = {}
+        self._refuse_bad_keys()
+        self.plans = {name: plan for name in study.plans for name, plan in self._named(name)}
+        counter = Counter(study.model)
+        self.num_weights = counter.num_weights
+        for group in self._all_groups():
+            self._place(group, counter)
+        self._check_arguments()
+
+    def trials(self, group: Group) -> list[Cell]:
+        """Return the runs by which a group is tuned."""
+        count = len(self.study.trials_of(group.recipe))
+        seeds = self.study.tuned_on
+        return [self.cell(group, "trial", t, seed) for t in range(count) for seed in seeds]
+
+    def finals(self, group: Group, trial: int) -> list[Cell]:
+        """Return the runs of a group's chosen trial, one a seed."""
+        return [self.cell(group, "final", trial, seed) for seed in self.study.seeds]
+
+    def cell(self, group: Group, role: Role, trial: int, seed: int) -> Cell:
+        """Return one cell."""
+        study, entry = self.study, self.study.recipes[group.recipe]
+        tried = study.trials_of(group.recipe)[trial]
+        suite = self.suite_of(group, seed)
+        plan = self._plan(group)
+        data: dict[str, Any] = {
+            **study.run,
+            "model": to_plain(study.model),
+            "recipe": to_plain(entry.recipe),
+            "recipe_name": entry.recipe_name,
+            "plan": to_plain(plan) if plan is not None else None,
+            "seed": seed,
+            "training": {
+                **TRAINING,
+                **study.training,
+                **entry.training,
+                "learning_rate": tried.learning_rate,
+                "num_train_epochs": tried.epochs_at(group.rows),
+            },
+        }
+        config = resolve(data, suite, where=f"{self.where}: recipes.{group.recipe}")
+        return Cell(group=group, role=role, trial=trial, seed=seed, config=config, suite=suite)
+
+    def suite_of(self, group: Group, seed: int) -> TaskSuite:
+        """Return the tasks and rows of a group for a seed."""
+        draw = seed if self.study.redraw else 0
+        key = (group.rows, group.tasks, draw)
+        if key not in self._suites:
+            whole = (group.rows, None, draw)
+            if whole not in self._suites:
+                self._suites[whole] = replace(
+                    self.suite, draw=draw, max_rows=self._max_rows(group.rows)
+                ).resolved()
+            subset = self.study.tasks[group.tasks] if group.tasks else self.suite.names
+            if set(subset) == set(self.suite.names):
+                self._suites[key] = self._suites[whole]
+            else:
+                self._suites[key] = self._suites[whole].subset(subset)
+        return self._suites[key]
+
+    def short_tasks(self) -> dict[str, int]:
+        """Return the tasks that have fewer training rows than asked, with how many they have."""
+        found: dict[str, int] = {}
+        for group in self.groups:
+            suite = self.suite_of(group, self.study.seeds[0])
+            counts = {task: len(suite.rows(task, "train")) for task in suite.names}
+            found |= {t: n for t, n in counts.items() if group.rows and n < group.rows}
+        return found
+
+    # Making ----------------------------------------------------------------------------------
+
+    def _all_groups(self) -> Iterator[Group]:
+        study = self.study
+        for rows in study.rows or (None,):
+            for tasks in study.tasks or (None,):
+                for recipe, entry in study.recipes.items():
+                    divides = entry.recipe.structure.divides
+                    for budget in study.budgets if divides else (None,):
+                        for plan in self._plans_of(entry.plans) or (None,):
+                            yield Group(
+                                recipe=recipe, plan=plan, budget=budget, rows=rows, tasks=tasks
+                            )
+
+    def _plans_of(self, names: tuple[str, ...]) -> list[str]:
+        return [
+            plan
+            for name in names
+            for plan in self.plans
+            if plan == name or plan.startswith(f"{name}.")
+        ]
+
+    def _named(self, name: str) -> Iterator[tuple[str, dict[str, tuple[str, ...]]]]:
+        """Yield the clusters under a plan's name: one, or as many as are drawn."""
+        plan = self.study.plans[name]
+        if isinstance(plan, Clusters):
+            yield name, plan.clusters
+            return
+        assert isinstance(plan, RandomPartitions)
+        like = self.study.plans[plan.like]
+        assert isinstance(like, Clusters)
+        order = {task: index for index, task in enumerate(self.suite.names)}
+        proposed = tuple(
+            sorted(
+                (tuple(sorted(c, key=order.__getitem__)) for c in like.clusters.values()),
+                key=lambda cluster: order[cluster[0]],
+            )
+        )
+        items = [task for task in self.suite.names if any(task in c for c in proposed)]
+        drawn = random_partitions(
+            items,
+            [len(cluster) for cluster in proposed],
+            plan.count,
+            generator=np.random.default_rng(plan.seed),
+            exclude=(proposed,),
+        )
+        for index, partition in enumerate(drawn):
+            yield f"{name}.{index}", {f"c{i}": cluster for i, cluster in enumerate(partition)}
+
+    def _plan(self, group: Group) -> Plan | None:
+        recipe = self.study.recipes[group.recipe].recipe
+        if group.budget is None:
+            return None
+        tasks = self.study.tasks[group.tasks] if group.tasks else self.suite.names
+        if group.plan is None:
+            return default_plan(recipe, tasks, group.budget, group.recipe)
+        clusters = {
+            name: [task for task in members if task in tasks]
+            for name, members in self.plans[group.plan].items()
+        }
+        plan = Plan.clustered({n: found for n, found in clusters.items() if found}, group.budget)
+        try:
+            plan.check(tasks)
+        except InputError as error:
+            raise InputError(f"{self.where}: plans.{group.plan}: {error}") from error
+        return plan
+
+    def _place(self, group: Group, counter: Counter) -> None:
+        tasks = self.study.tasks[group.tasks] if group.tasks else self.suite.names
+        try:
+            plan = self._plan(group)
+        except InfeasibleBudget as error:
+            self.infeasible[group] = str(error)
+            return
+        spent = counter.spent(self.study.recipes[group.recipe].recipe, tasks, plan)
+        if spent.fits:
+            self.groups.append(group)
+            self.spent[group] = spent
+        else:
+            self.infeasible[group] = (
+                f"it trains {spent.trainable:,} values where rank {group.budget} allows "
+                f"{spent.allowed:,} (2 % more or less); change its ranks"
+            )
+
+    # Checking --------------------------------------------------------------------------------
+
+    def _refuse_bad_keys(self) -> None:
+        for key in self.study.run:
+            if key not in _RUN_KEYS:
+                known = ", ".join(_RUN_KEYS)
+                raise InputError(f"{self.where}: run.{key} cannot be set in a study; {known} can")
+        if self.study.rows:
+            for task in self.suite.tasks:
+                if task.max_rows is not None or task.num_shots is not None:
+                    raise InputError(
+                        f"{self.where}: rows: task '{task.name}' limits its rows itself; drop its "
+                        "max_rows or num_shots"
+                    )
+
+    def _max_rows(self, rows: int | None) -> dict[str, int]:
+        limits = self.suite.max_rows
+        given = limits if isinstance(limits, dict) else {"train": limits} if limits else {}
+        return {**given, **self.study.held_out, **({"train": rows} if rows else {})}
+
+    def _check_arguments(self) -> None:
+        """Refuse what a cell would refuse when it starts: its data and its arguments."""
+        for group in self.groups:
+            for trial in range(len(self.study.trials_of(group.recipe))):
+                cell = self.cell(group, "trial", trial, self.study.seeds[0])
+                try:
+                    training_arguments(cell.config, cell.suite, Path("unused"))
+                except InputError as error:
+                    place = f"{self.where}: recipes.{group.recipe}"
+                    raise InputError(f"{place}: {error}") from error
+            suite = self.suite_of(group, self.study.seeds[0])
+            for split in ("validation", "test"):  # the same for all seeds
+                for task in suite.names:
+                    if not len(suite.rows(task, split)):
+                        raise InputError(f"{self.where}: task '{task}' has no {split} rows")
