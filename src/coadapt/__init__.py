@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from coadapt.planning import Block, Plan
     from coadapt.recipe import RECIPES, Recipe, list_methods
     from coadapt.runs import Run, load_run
+    from coadapt.study import compare, run_study
     from coadapt.tasks import AssetSource, FileSource, HubSource, Task, TaskSuite, load_suite
 
 # torch takes seconds to import; `coadapt --help` and a bad file's error should not wait for it.
@@ -35,9 +36,11 @@ _HOME = {
     "Run": "runs",
     "Task": "tasks",
     "TaskSuite": "tasks",
+    "compare": "study",
     "list_methods": "recipe",
     "load_run": "runs",
     "load_suite": "tasks",
+    "run_study": "study",
     "train": "fitting",
 }
 
@@ -55,9 +58,11 @@ __all__ = [
     "Task",
     "TaskSuite",
     "__version__",
+    "compare",
     "list_methods",
     "load_run",
     "load_suite",
+    "run_study",
     "train",
 ]
 

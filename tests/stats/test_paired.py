@@ -147,7 +147,9 @@ def test_paired_bootstrap_draws_the_resamples_of_bootstrap(predictions):
 
 def test_rows_and_callable_give_the_same_values(predictions):
     y_true, y_pred, y_base = predictions
-    by_metric = paired_bootstrap(accuracy, *predictions, generator=np.random.default_rng(1))
+    by_metric = paired_bootstrap(
+        accuracy, y_true, y_pred, y_base, generator=np.random.default_rng(1)
+    )
     by_rows = paired_bootstrap_mean(
         y_pred == y_true, y_base == y_true, generator=np.random.default_rng(1)
     )

@@ -46,7 +46,9 @@ class Arm:
 
     def means(self, seeds: Sequence[int], tasks: Sequence[str]) -> NDArray[np.float64]:
         """Return the mean over tasks, a value a seed."""
-        return np.array([np.mean([self.scores[s][t] for t in tasks]) for s in seeds])
+        return np.array(
+            [np.mean([self.scores[s][t] for t in tasks]) for s in seeds], dtype=np.float64
+        )
 
 
 def describe_arm(arm: Arm, tasks: Sequence[str]) -> dict[str, Any]:
@@ -83,8 +85,8 @@ def compare_arms(
 
     Returns:
         By the arm's name: ``difference`` of the mean over tasks (``mean``, ``low``, ``high``,
-        ``p_value``, ``p_holm``, ``rows`` interval, ``outcome``), ``seeds_needed`` and, by task, the
-        same with ``outcome``; ``win``, ``tie`` and ``loss`` count tasks.
+        ``p_value``, ``p_holm``, ``rows`` interval, ``outcome``), ``sd`` over seeds,
+        ``seeds_needed`` and ``task_differences``; ``win``, ``tie`` and ``loss`` count tasks.
     """
     names = [task.name for task in tasks]
     found = {arm.name: _compare(arm, baseline, tasks, names, effect) for arm in arms}
@@ -110,7 +112,7 @@ def _compare(
         "sd": sd,
         "seeds_needed": _needed(effect, sd),
         **counts,
-        "tasks": by_task,
+        "task_differences": by_task,
     }
 
 

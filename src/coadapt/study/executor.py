@@ -30,9 +30,9 @@ class Event:
 
     Attributes:
         job: its id.
-        kind: ``started``, ``step`` (``data`` has ``step`` and ``of``), or how it ended: ``finished``
-            (``data`` is its result), ``diverged`` or ``failed`` (``data`` has ``error``), ``killed``
-            (its process is gone).
+        kind: ``started``; ``step`` (``data`` has ``step`` and ``of``); or how it ended:
+            ``finished`` (``data`` is its result), ``diverged`` or ``failed`` (``data`` has
+            ``error``), ``killed`` (its process is gone).
         worker: which one.
     """
 

@@ -41,8 +41,8 @@ class Bench:
         """Train a cell's run, or go on with it, and score it.
 
         Args:
-            payload: ``config``, ``suite`` (of which ``tasks`` are taken), ``folder`` of the run, and
-                ``split`` to score.
+            payload: ``config``, ``suite`` (of which ``tasks`` are taken), ``folder`` of the run,
+                and ``split`` to score.
             tell: called with the step and the number of steps.
 
         Returns:

@@ -1,0 +1,98 @@
+"""A study from its file to its tables."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from coadapt._files import write_json, write_text
+from coadapt.study.grid import Grid
+from coadapt.study.local import Local
+from coadapt.study.running import Runner, claim
+from coadapt.study.spec import read_study
+from coadapt.study.summary import summarize
+from coadapt.study.tables import (
+    cells_sheets,
+    detail_sheets,
+    main_sheets,
+    plan_sheet,
+    to_markdown,
+)
+from coadapt.study.watching import ConsoleWatcher
+
+SUMMARY = "summary.json"
+TABLES = "tables.md"
+
+
+def run_study(
+    file: str | Path,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    changed: bool = False,
+    overrides: Sequence[str] = (),
+    data_root: str | Path | None = None,
+    workers: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Run a study, or what it still lacks, and return its statistics.
+
+    Args:
+        file: a study.yaml, see :class:`coadapt.study.Study`.
+        output: its folder; new, or with ``resume`` one that holds it.
+        resume: go on with the study there: cells with a result are skipped, others run again.
+        changed: even if the file has changed since.
+        overrides: ``key=value`` assignments, dotted; ``suite.key=value`` for the suite.
+        data_root: reads ``DIR/<task>/<split>.jsonl`` instead of the suite's sources.
+        workers: cells at a time; None: as many as the cores, or accelerators, carry.
+        console: where to write what happens.
+
+    Returns:
+        What is written to ``summary.json``, see :func:`coadapt.study.summarize`.
+
+    Raises:
+        InputError: if the file, the data or the folder cannot be used, before anything starts.
+
+    Example:
+        ``summary = coadapt.run_study("study.yaml", "runs/study")``
+    """
+    console = console or Console(quiet=True)
+    folder = Path(output)
+    study, suite = read_study(file, overrides, data_root=data_root)
+    grid = Grid(study, suite, str(file))
+    lock = claim(folder, grid, resume=resume, changed=changed)
+    with lock:
+        _introduce(grid, console)
+        executor = Local(workers=workers, threads=study.threads, logs=folder / "logs")
+        with ConsoleWatcher(console, executor.num_workers) as watcher:
+            Runner(grid, folder, executor, watcher).run()
+        summary = _finite(summarize(grid, folder))
+        write_json(folder / SUMMARY, summary)
+        sheets = [*main_sheets(summary), *detail_sheets(summary), *cells_sheets(summary)]
+        write_text(folder / TABLES, to_markdown([plan_sheet(grid), *sheets]))
+    return summary
+
+
+def _introduce(grid: Grid, console: Console) -> None:
+    console.print(plan_sheet(grid).to_rich())
+    finals = len(grid.groups) * len(grid.study.seeds)
+    trials = sum(len(grid.trials(group)) for group in grid.groups)
+    console.print(
+        f"{len(grid.groups)} groups: {trials} trials on validation, {finals} final runs on test",
+        highlight=False,
+    )
+    for group, reason in grid.infeasible.items():
+        console.print(f"left out: {group.name}: {reason}", markup=False, soft_wrap=True)
+    for task, rows in grid.short_tasks().items():
+        console.print(f"task '{task}' has {rows} training rows only", markup=False)
+
+
+def _finite(value: Any) -> Any:
+    """Write what is not a number as null, as JSON asks."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,301 @@
+"""A study's statistics as tables, for a terminal and for Markdown; nothing is computed here."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from coadapt.study.grid import Grid, Group
+
+_MARK = {"win": " +", "loss": " -", "tie": ""}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table as text.
+
+    Attributes:
+        title: what it shows, with the number of seeds.
+        columns: their heads; the first names the rows.
+        rows: cells.
+        notes: what has to be known to read it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def to_rich(self) -> Table:
+        """Return it for a terminal."""
+        table = Table(
+            *self.columns, title=self.title, title_justify="left", box=box.SIMPLE, pad_edge=False
+        )
+        for row in self.rows:
+            table.add_row(*row)
+        if len(self.columns) > 2:
+            table.columns[0].no_wrap = True
+        table.caption = "\n".join(self.notes) or None
+        table.caption_justify = "left"
+        return table
+
+    def to_markdown(self) -> str:
+        """Return it for a page."""
+        lines = [f"**{self.title}**", "", _line(self.columns), _line("---" for _ in self.columns)]
+        lines += [_line(row) for row in self.rows]
+        return "\n".join([*lines, "", *self.notes, ""]) if self.notes else "\n".join([*lines, ""])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def main_sheets(summary: dict[str, Any]) -> list[Sheet]:
+    """Return what answers a study's question: scores, differences and plans against chance."""
+    sheets = []
+    for table in summary["tables"]:
+        sheets.append(_scores(table))
+        if table["partitions"]:
+            sheets.append(_partitions(table))
+    return sheets
+
+
+def compared_sheets(found: dict[str, Any]) -> list[Sheet]:
+    """Return what `coadapt compare` found: differences of the mean, then by task."""
+    return [sheet for table in found["tables"] for sheet in (_scores(table), _by_task(table))]
+
+
+def detail_sheets(summary: dict[str, Any]) -> list[Sheet]:
+    """Return what it took, and scores by task."""
+    found = []
+    for table in summary["tables"]:
+        found += [_costs(table, summary), _by_task(table)]
+    return found
+
+
+def plan_sheet(grid: Grid) -> Sheet:
+    """Return what will be run, and what of the budget each arm takes."""
+    arms: dict[str, Group] = {group.arm: group for group in reversed(grid.groups)}
+    rows = []
+    for group in reversed(arms.values()):
+        if group.plan is not None and "." in group.plan:
+            continue  # random partitions: as many as the plan that they are like
+        spent, trials = grid.spent[group], grid.study.trials_of(group.recipe)
+        share = "outside (no rank axis)"
+        if spent.allowed is not None:
+            share = f"{100 * spent.trainable / spent.allowed:.1f} %"
+        rows.append(
+            (
+                group.arm,
+                str(group.budget or "-"),
+                f"{spent.scale:g}" if spent.scale is not None else "-",
+                f"{spent.trainable:,}",
+                share,
+                str(len(trials)),
+            )
+        )
+    return Sheet(
+        title=f"budget of study '{grid.study.name}'",
+        columns=("", "rank", "scale", "trained values", "of a plain LoRA's", "trials"),
+        rows=tuple(rows),
+    )
+
+
+def cells_sheets(summary: dict[str, Any]) -> list[Sheet]:
+    """Return what could not be run, and what has no result."""
+    sheets = []
+    for key, title in (
+        ("infeasible", "not possible within the budget"),
+        ("missing", "cells without a result"),
+    ):
+        names: dict[str, list[str]] = {}
+        for name, reason in summary[key].items():
+            names.setdefault(reason, []).append(name)
+        if names:
+            rows = tuple((_some(found), reason) for reason, found in names.items())
+            sheets.append(Sheet(title=title, columns=("what", "why"), rows=rows))
+    return sheets
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return a few names, and how many more there are."""
+    shown = ", ".join(names[:4])
+    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
+
+
+def heading(table: dict[str, Any]) -> str:
+    """Return what a table is about."""
+    parts = [
+        f"{table['rows']} training rows a task" if table["rows"] else "",
+        table["subset"] or "",
+    ]
+    parts.append(f"{len(table['tasks'])} tasks")
+    if table["budget"]:
+        parts.append(f"rank budget {table['budget']}")
+    return ", ".join(part for part in parts if part)
+
+
+def _scores(table: dict[str, Any]) -> Sheet:
+    base = table["baseline"]
+    names = _short_names(table)
+    columns = ("", "score")
+    if base is not None:
+        columns += (f"less {names[base]}", "other rows", "p (Holm)", "w/t/l")
+    rows = []
+    for arm in table["arms"]:
+        row = [names[arm["arm"]], plus_minus(score(arm["mean"]), arm["low"], arm["high"])]
+        if base is not None:
+            row += _difference(arm)
+        rows.append(tuple(row))
+    return Sheet(
+        title=f"{heading(table)}: mean test score over the tasks, "
+        f"± 95 % over {_num_seeds(table)} seeds",
+        columns=columns,
+        rows=tuple(rows),
+    )
+
+
+def _short_names(table: dict[str, Any]) -> dict[str, str]:
+    """Return the arms' names without the budget that the heading tells."""
+    end = f"-R{table['budget']}"
+    return {arm["arm"]: arm["arm"].removesuffix(end) for arm in table["arms"]}
+
+
+def _num_seeds(table: dict[str, Any]) -> str:
+    return " or ".join(str(n) for n in sorted({len(arm["seeds"]) for arm in table["arms"]}))
+
+
+def _difference(arm: dict[str, Any]) -> list[str]:
+    found = arm.get("difference")
+    if found is None:
+        return [""] * 4
+    rows = found["rows"]
+    return [
+        plus_minus(signed(found["mean"]), found["low"], found["high"]) + _MARK[found["outcome"]],
+        f"{signed(rows[0])} {signed(rows[1])}" if rows else "-",
+        "-" if _missing(found["p_holm"]) else f"{found['p_holm']:.3f}",
+        f"{arm['win']}/{arm['tie']}/{arm['loss']}",
+    ]
+
+
+def _costs(table: dict[str, Any], summary: dict[str, Any]) -> Sheet:
+    policies = list(dict.fromkeys(k for arm in table["arms"] for k in arm.get("regret", {})))
+    columns = (
+        "",
+        "trained values",
+        "scale",
+        "chosen of the trials",
+        "validation halfway, end",
+        "updates an adapter",
+        "tokens",
+        "seconds",
+        *(f"regret: {name}" for name in policies),
+        f"seeds to show {summary['effect']:g}",
+    )
+    rows = []
+    for arm in table["arms"]:
+        regret = arm.get("regret", {})
+        rows.append(
+            (
+                arm["arm"],
+                f"{arm['trainable']:,}",
+                f"{arm['scale']:g}" if arm["scale"] is not None else "-",
+                *_chosen(arm),
+                _updates(arm["updates"]),
+                f"{arm['tokens']:,.0f}" if arm["tokens"] is not None else "-",
+                f"{arm['seconds']:.0f}" if arm["seconds"] is not None else "-",
+                *(signed(regret[name]) if name in regret else "-" for name in policies),
+                str(arm.get("seeds_needed") or "-"),
+            )
+        )
+    return Sheet(
+        title=f"{heading(table)}: what it took (means of {len(summary['seeds'])} seeds)",
+        columns=columns,
+        rows=tuple(rows),
+    )
+
+
+def _chosen(arm: dict[str, Any]) -> tuple[str, str]:
+    """Return the chosen rate and epochs, and its mean validation scores."""
+    tried = [row for row in arm["tried"] if row["trial"] == arm["chosen"]]
+    if not tried:
+        return "-", "-"
+    setting = f"{tried[0]['learning_rate']:g} x {tried[0]['epochs']:g}"
+    ends = [
+        [row[key] for row in tried if row[key] is not None] for key in ("halfway", "validation")
+    ]
+    return setting, ", ".join(score(sum(v) / len(v)) if v else "-" for v in ends)
+
+
+def _updates(updates: list[int] | None) -> str:
+    if updates is None:
+        return "-"
+    low, high = updates
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _by_task(table: dict[str, Any]) -> Sheet:
+    base, names = table["baseline"], _short_names(table)
+    rows = []
+    for arm in table["arms"]:
+        differences = arm.get("task_differences", {})
+        marks = {task: _MARK[row["outcome"]] for task, row in differences.items()}
+        cells = (score(arm["tasks"][task]["mean"]) + marks.get(task, "") for task in table["tasks"])
+        rows.append((names[arm["arm"]], *cells, score(arm["mean"])))
+    note = f"+ or -: better or worse than {base}: all intervals of the difference exclude 0"
+    return Sheet(
+        title=f"{heading(table)}: test score by task, {_num_seeds(table)} seeds",
+        columns=("", *table["tasks"], "mean"),
+        rows=tuple(rows),
+        notes=(note,) if base is not None else (),
+    )
+
+
+def _partitions(table: dict[str, Any]) -> Sheet:
+    rows = tuple(
+        (
+            found["plan"],
+            score(found["score"]),
+            f"{score(min(found['null']))} to {score(max(found['null']))}",
+            f"{len(found['null'])} of {found['existing'] - 1}",
+            f"{found['p_value']:.3f}",
+            "-" if _missing(found["z"]) else f"{found['z']:+.1f}",
+            f"{score(found['sd_partitions'])}, {score(found['sd_seeds'])}",
+        )
+        for found in table["partitions"]
+    )
+    return Sheet(
+        title=f"{heading(table)}: a plan among random ones of the same sizes, "
+        f"{_num_seeds(table)} seeds",
+        columns=("plan", "score", "random", "tried", "p (rank)", "z", "sd plans, seeds"),
+        rows=rows,
+    )
+
+
+def score(value: float | None) -> str:
+    """Return a score with three digits; a dash where there is none."""
+    return "-" if _missing(value) else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """Return a difference with its sign."""
+    return "-" if _missing(value) else f"{value:+.3f}"
+
+
+def plus_minus(value: str, low: float | None, high: float | None) -> str:
+    """Return a value with the half width of its symmetric interval."""
+    if low is None or high is None or _missing(low) or _missing(high):
+        return value
+    return f"{value} ±{(high - low) / 2:.3f}"
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
+def to_markdown(sheets: Sequence[Sheet]) -> str:
+    """Return sheets one after the other."""
+    return "\n".join(sheet.to_markdown() for sheet in sheets)
