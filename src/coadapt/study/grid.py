@@ -73,6 +73,7 @@ class Cell:
     seed: int
     config: RunConfig
     suite: TaskSuite
+    num_rows: int  # of training, all tasks
 
     @property
     def id(self) -> str:
@@ -90,11 +91,10 @@ class Cell:
         """Of everything that decides its result."""
         return f"{self.config.hash(self.suite)}-{SPLIT[self.role]}"
 
-    @cached_property
+    @property
     def cost(self) -> float:
         """Training rows it goes through, what its time is guessed from."""
-        rows = sum(len(self.suite.rows(task, "train")) for task in self.suite.names)
-        return rows * self.config.training["num_train_epochs"]
+        return self.num_rows * self.config.training["num_train_epochs"]
 
 
 class Grid:
@@ -162,7 +162,15 @@ class Grid:
             },
         }
         config = resolve(data, suite, where=f"{self.where}: recipes.{group.recipe}")
-        return Cell(group=group, role=role, trial=trial, seed=seed, config=config, suite=suite)
+        return Cell(
+            group=group,
+            role=role,
+            trial=trial,
+            seed=seed,
+            config=config,
+            suite=suite,
+            num_rows=self._num_rows(group),
+        )
 
     def suite_of(self, group: Group, seed: int) -> TaskSuite:
         """Return the tasks and rows of a group for a seed."""
@@ -180,6 +188,11 @@ class Grid:
             else:
                 self._suites[key] = self._suites[whole].subset(subset)
         return self._suites[key]
+
+    def _num_rows(self, group: Group) -> int:
+        # Every seed draws as many, so that only one seed's data are read here.
+        suite = self.suite_of(group, self.study.seeds[0])
+        return sum(len(suite.rows(task, "train")) for task in suite.names)
 
     def short_tasks(self) -> dict[str, int]:
         """Return the tasks that have fewer training rows than asked, with how many they have."""

@@ -3,6 +3,8 @@
 import logging
 import shutil
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +191,9 @@ def choose(folder: Path, cells: list[Cell]) -> int | None:
     return max(left, key=lambda t: (sum(scores[t]) / len(scores[t]), -t), default=None)
 
 
-def claim(folder: Path, grid: Grid, *, resume: bool, changed: bool) -> FileLock:
-    """Make a folder this study's, and return the lock that keeps other studies out.
+@contextmanager
+def claim(folder: Path, grid: Grid, *, resume: bool, changed: bool) -> Iterator[None]:
+    """Make a folder this study's, and keep other studies out of it for the block.
 
     Args:
         folder: new, empty, or a study's with ``resume``.
@@ -219,19 +222,25 @@ def claim(folder: Path, grid: Grid, *, resume: bool, changed: bool) -> FileLock:
         raise InputError(
             f"another study is writing to {folder}; wait for it or choose another output"
         ) from error
+    try:
+        _write_study(path, grid, changed=changed)
+        yield
+    finally:
+        lock.release()
+
+
+def _write_study(path: Path, grid: Grid, *, changed: bool) -> None:
+    """Write what the study is; refuse another one than is there."""
     plain = {"study": to_plain(grid.study), "suite": grid.suite.to_plain()}
-    if there:
-        old = read_json(path)
-        names = [name for key in plain for name in changed_keys(key, old.get(key), plain[key])]
-        if names and not changed:
-            lock.release()
-            raise InputError(
-                f"the study has changed since it was started in {folder}: {', '.join(names)}. Take "
-                "the old file, choose another output, or say --changed: results of cells that are "
-                "still the same are kept, the others run"
-            )
+    old = read_json(path) if path.is_file() else plain
+    names = [name for key in plain for name in changed_keys(key, old.get(key), plain[key])]
+    if names and not changed:
+        raise InputError(
+            f"the study has changed since it was started in {path.parent}: {', '.join(names)}. "
+            "Take the old file, choose another output, or say --changed: results of cells that "
+            "are still the same are kept, the others run"
+        )
     write_json(path, plain)
-    return lock
 
 
 def _guess(cell: Cell, *, num_weights: int, trainable: int) -> int:

@@ -62,8 +62,7 @@ def run_study(
     folder = Path(output)
     study, suite = read_study(file, overrides, data_root=data_root)
     grid = Grid(study, suite, str(file))
-    lock = claim(folder, grid, resume=resume, changed=changed)
-    with lock:
+    with claim(folder, grid, resume=resume, changed=changed):
         _introduce(grid, console)
         executor = Local(workers=workers, threads=study.threads, logs=folder / "logs")
         with ConsoleWatcher(console, executor.num_workers) as watcher:

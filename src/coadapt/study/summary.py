@@ -235,8 +235,9 @@ def _missing(grid: Grid, folder: Path) -> dict[str, str]:
         chosen = choose(folder, trials)
         for cell in [*trials, *grid.finals(group, chosen or 0)]:
             record = read_record(folder, cell)
-            if not is_done(record):
-                status = record["run"]["status"] if record is not None else "not run"
+            status = record["run"]["status"] if record is not None else "not run"
+            # A trial that diverged has told what it was to tell.
+            if status != "finished" and not (status == "diverged" and cell.role == "trial"):
                 error = record["run"]["error"] if record is not None else None
                 missing[cell.id] = f"{status}: {error}" if error else status
     return missing
