@@ -18,6 +18,7 @@ from coadapt.study.records import (
     validation_score,
 )
 from coadapt.study.running import choose
+from coadapt.study.series import over_tasks
 from coadapt.study.spec import Clusters, RandomPartitions, Study
 from coadapt.tasks import Task
 
@@ -34,7 +35,8 @@ def summarize(grid: Grid, folder: Path) -> dict[str, Any]:
     Returns:
         ``tables``: one for each number of rows, set of tasks and budget, with the arms' scores,
         what they trained, their differences to the baseline, regret, and plans against their
-        null; ``missing``: cells without a result, with their status; ``infeasible``.
+        null; ``over_tasks``: arms on growing sets of tasks; ``missing``: cells without a result,
+        with their status; ``infeasible``.
     """
     study = grid.study
     found = {group: _read_group(grid, folder, group) for group in grid.groups}
@@ -53,6 +55,7 @@ def summarize(grid: Grid, folder: Path) -> dict[str, Any]:
         "tuning_seeds": list(study.tuned_on),
         "effect": study.effect,
         "tables": tables,
+        "over_tasks": over_tasks(grid, {group: row["arm"] for group, row in found.items()}),
         "missing": _missing(grid, folder),
         "infeasible": {group.name: reason for group, reason in grid.infeasible.items()},
     }

@@ -60,7 +60,7 @@ def main_sheets(summary: dict[str, Any]) -> list[Sheet]:
         sheets.append(_scores(table))
         if table["partitions"]:
             sheets.append(_partitions(table))
-    return sheets
+    return [*sheets, *(_series(series) for series in summary["over_tasks"])]
 
 
 def compared_sheets(found: dict[str, Any]) -> list[Sheet]:
@@ -155,6 +155,28 @@ def _scores(table: dict[str, Any]) -> Sheet:
         f"± 95 % over {_num_seeds(table)} seeds",
         columns=columns,
         rows=tuple(rows),
+    )
+
+
+def _series(series: dict[str, Any]) -> Sheet:
+    """Return an arm's scores on growing sets of tasks."""
+    first = series["points"][0]["set"]
+    rows = tuple(
+        (
+            point["set"],
+            str(point["num_tasks"]),
+            plus_minus(score(point["mean"]), point["low"], point["high"]),
+            *_difference(point),
+        )
+        for point in series["points"]
+    )
+    rows_told = f", {series['rows']} training rows a task" if series["rows"] else ""
+    seeds = " or ".join(str(n) for n in sorted({len(p["seeds"]) for p in series["points"]}))
+    return Sheet(
+        title=f"{series['arm']} as more tasks share it{rows_told}: mean test score over "
+        f"{', '.join(series['tasks'])}, ± 95 % over {seeds} seeds",
+        columns=("set", "tasks", "score", f"less {first}", "other rows", "p (Holm)", "w/t/l"),
+        rows=rows,
     )
 
 
