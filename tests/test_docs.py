@@ -12,6 +12,7 @@ import coadapt.config
 from coadapt.cli import app
 from coadapt.planning import Plan
 from coadapt.settings import read_train_file
+from coadapt.study import Grid, read_study
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,6 +44,26 @@ def test_examples_load(file: Path):
         assert len(suite.rows(task, "train")) > 0
         assert len(suite.rows(task, "test")) > 0
     assert config.plan is None or set(config.plan.tasks) == set(suite.names)
+
+
+def test_the_example_s_study_is_the_page_s_and_can_be_run(tiny_bert):
+    file = ROOT / "examples/tickets/study.yaml"
+    text = file.read_text(encoding="utf-8").partition("\n")[2]
+    assert text == blocks(ROOT / "docs/studies.md", "yaml")[0]
+    study, suite = read_study(file, [f"model.name={tiny_bert}", "model.max_length=64"])
+    grid = Grid(study, suite, str(file))
+    assert {group.recipe for group in grid.groups} == set(study.recipes)
+    assert (grid.infeasible, grid.short_tasks()) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    "file", sorted(ROOT.glob("benchmarks/studies/*.yaml")), ids=lambda f: f.stem
+)
+def test_the_benchmarks_studies_are_studies(file: Path):
+    study, suite = read_study(file)
+    assert len(study.seeds) >= 3
+    assert {len(study.trials_of(name)) for name in study.recipes} == {3}
+    assert len(suite.names) == 7
 
 
 def test_plan_of_the_docs_is_one():
