@@ -50,8 +50,8 @@ def paired_difference(
     such as the order of the data, cancels.
 
     Where all differences are equal up to rounding, s = 0: the interval has no width, and p is 0, or
-    1 if the mean is 0 too. Distrust it. Coarse scores repeat by chance, a metric on 100 rows in one
-    of a few steps, or the seed changed nothing; neither means that other seeds would agree.
+    1 if the mean is 0 too. Distrust it. Coarse scores repeat by chance (accuracy on 100 rows moves
+    in steps of 0.01), or the seed changed nothing; neither says that other seeds would agree.
 
     Not for values whose pairs share nothing, and no remedy for rows: other rows may turn it round,
     see :func:`paired_bootstrap`.

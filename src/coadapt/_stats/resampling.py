@@ -112,7 +112,7 @@ def interval(samples: ArrayLike, level: float = 0.95) -> tuple[float, float]:
 
     Efron and Tibshirani, "An introduction to the bootstrap", 1993, section 13.3. Resamples on which
     the metric is not defined (NaN) are left out. It has no width where all samples are equal, so a
-    score of 1 on few rows looks surer than it is.
+    score of 1 on few rows looks surer than it is; close to 1 it covers less than it says.
 
     Args:
         samples: values of a metric on resamples, (B,).
