@@ -185,7 +185,8 @@ def study(
         bool, typer.Option("--changed", help="Resume even if the file has changed since.")
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Cells at a time; by default what the machine carries.")
+        int | None,
+        typer.Option(min=1, help="Cells at a time; by default what the machine carries."),
     ] = None,
     data_root: DataRoot = None,
 ) -> None:

@@ -1,10 +1,15 @@
-"""What the tests of studies share: a toy study as plain data."""
+"""What the tests of studies share: a toy study as plain data, and one that has been run."""
 
-from typing import Any
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
-from tests.toy_runs import model_of
+from coadapt.study.grid import Grid
+from coadapt.study.worker import Bench
+from coadapt.tasks import TaskSuite
+from tests.study.inline import Inline, grid_of, run_inline, study_of
 
 
 @pytest.fixture
@@ -16,18 +21,40 @@ def toy_study(tiny_bert, toy_suite_dict) -> dict[str, Any]:
     return study_of(tiny_bert, toy_suite_dict)
 
 
-def study_of(folder: Any, suite: dict[str, Any]) -> dict[str, Any]:
-    """Return the toy study of a tiny BERT and a suite."""
-    return {
-        "name": "toy",
-        "model": model_of(folder),
-        "suite": suite,
-        "rows": [8],
-        "held_out": {"validation": 4, "test": 4},
-        "seeds": [0, 1],
-        "budgets": [8],
-        "baseline": "lora",
-        "trials": [{"learning_rate": 5e-3, "epochs": 1}, {"learning_rate": 2e-2, "epochs": 2}],
-        "training": {"use_cpu": True, "per_device_train_batch_size": 8},
-        "recipes": {"lora": None, "private": None},
-    }
+class Done(NamedTuple):
+    """A toy study that has been run in this process."""
+
+    grid: Grid
+    folder: Path
+    executor: Inline
+    read: dict[str | None, set[str]]  # the splits whose rows were looked at, by job
+
+
+@pytest.fixture(scope="session")
+def bench() -> Bench:
+    """What studies in this process may share: the model, the rows."""
+    return Bench()
+
+
+@pytest.fixture(scope="session")
+def done(tiny_bert, toy_suite_files, tmp_path_factory, bench) -> Done:
+    """The toy study, run from its start to its end; not to be changed."""
+    folder = tmp_path_factory.mktemp("done")
+    grid = grid_of(folder, study_of(tiny_bert, toy_suite_files))
+    read: dict[str | None, set[str]] = {}
+
+    def rows(self, task, split):
+        read.setdefault(executor.running, set()).add(split)
+        return original(self, task, split)
+
+    original, executor = TaskSuite.rows, Inline(bench=bench)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskSuite, "rows", rows)
+        assert run_inline(grid, folder / "study", executor) == {}
+    return Done(grid, folder / "study", executor, read)
+
+
+@pytest.fixture
+def copied(done, tmp_path) -> Path:
+    """The test's own copy of that study's folder."""
+    return shutil.copytree(done.folder, tmp_path / "copied")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from coadapt._errors import InputError
 from coadapt.adapters import Route, target_names
 from coadapt.assets import resolve_model
 from coadapt.backbone import ModelConfig
@@ -46,13 +47,13 @@ class Counter:
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
-        hf_config = AutoConfig.from_pretrained(
-            resolve_model(config.name), trust_remote_code=config.trust_remote_code
-        )
+        path, trust = resolve_model(config.name), config.trust_remote_code
+        try:
+            hf_config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+        except (OSError, ValueError) as error:
+            raise InputError(f"model '{config.name}' could not be loaded: {error}") from error
         with torch.device("meta"):
-            self._backbone = AutoModel.from_config(
-                hf_config, trust_remote_code=config.trust_remote_code
-            )
+            self._backbone = AutoModel.from_config(hf_config, trust_remote_code=trust)
         self._backbone.requires_grad_(False)
 
     @property
@@ -72,10 +73,10 @@ class Counter:
 
     def _trainable(self, recipe: Recipe, tasks: Sequence[str], plan: Plan | None) -> int:
         backbone: nn.Module = copy.deepcopy(self._backbone)
-        names = target_names(backbone, self._config.target_modules)
+        targets = self._config.target_modules
         site = Site(
             backbone=backbone,
-            names=names if recipe.structure.divides else (),
+            names=target_names(backbone, targets) if recipe.structure.divides else (),
             tasks=tasks,
             plan=plan,
             init=recipe.init,

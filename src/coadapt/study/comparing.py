@@ -14,7 +14,7 @@ from coadapt.config import changed_keys, to_plain
 from coadapt.loading import Loader
 from coadapt.predictions import Predictions, predictions_file, read_predictions
 from coadapt.runs import CONFIG, Run, load_run
-from coadapt.study.comparison import Arm, compare_arms, describe_arm
+from coadapt.study.comparison import Arm, compare_arms, describe_arm, finite
 from coadapt.study.records import CELLS
 from coadapt.study.running import STUDY
 from coadapt.tasks import METRICS, Task, TaskSuite, load_suite
@@ -34,25 +34,32 @@ def compare(
 
     Args:
         paths: folders of runs, or of studies.
-        baseline: the arm that runs are compared with; the first one's if None.
+        baseline: the arm that runs are compared with; the first one's if None. Studies are always
+            compared with the first.
         effect: see :func:`coadapt.study.compare_arms`.
 
     Returns:
         ``tables`` as of :func:`coadapt.study.summarize`, less what only a study knows, and
-        ``notes``: what else the arms differ in.
+        ``notes``: which folders an arm is made of, and what was left out. None stands where a
+        number cannot be told, as for an interval over one seed.
 
     Raises:
         InputError: if a folder is neither, has not finished, or was tested on other rows.
     """
     folders = [Path(path) for path in paths]
     kinds = {_kind(folder) for folder in folders}
-    if len(set(folders)) < len(folders):
+    if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("a folder is named twice")
     if kinds == {"study"} and len(folders) > 1:
-        return _compare_studies(folders, effect)
+        if baseline is not None:
+            raise InputError(
+                f"baseline '{baseline}': studies are compared with the first one; drop it, or name "
+                "another study first"
+            )
+        return finite(_compare_studies(folders, effect))
     if kinds != {"run"} or len(folders) < 2:
         raise InputError("give two runs or more, or two studies or more, not some of each")
-    return _compare_runs(folders, baseline, effect)
+    return finite(_compare_runs(folders, baseline, effect))
 
 
 def _kind(folder: Path) -> str:
@@ -146,13 +153,14 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _differing(key: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return ``key=value`` for what is new."""
+    """Return ``key=value`` for what is new, below and with a key."""
     found = []
     for name in changed_keys(key, old.get(key), new.get(key)):
         value: Any = new
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        found.append(f"{name.rpartition('.')[2]}={value}")
+        short = name.rpartition(".")[2]
+        found.append(f"{short}={value}" if value is not None else f"{short} not set")
     return found
 
 
@@ -174,6 +182,9 @@ def _compare_studies(folders: list[Path], effect: float) -> dict[str, Any]:
     common = [name for name in found[0] if all(name in groups for groups in found)]
     if not common:
         raise InputError("the studies have no finished group of the same name")
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
     tables = []
     for name in common:
         tasks = _tasks_of(name, suites[0], found)
@@ -183,8 +194,8 @@ def _compare_studies(folders: list[Path], effect: float) -> dict[str, Any]:
             [t.name for t in tasks],
         )
         arms = [
-            _arm(f"{folder.name}: {name}", groups[name], tasks)
-            for folder, groups in zip(folders, found, strict=True)
+            _arm(f"{study}: {name}", groups[name], tasks)
+            for study, groups in zip(names, found, strict=True)
         ]
         tables.append(_table(arms, arms[0], arms[1:], tasks, effect))
     alone = sorted({name for groups in found for name in groups} - set(common))

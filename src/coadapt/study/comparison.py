@@ -1,5 +1,6 @@
 """Arms against a baseline: what differs, how surely, and on which tasks."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -65,6 +66,15 @@ def describe_arm(arm: Arm, tasks: Sequence[str]) -> dict[str, Any]:
         **over_seeds(arm.means(arm.seeds, tasks)),
         "tasks": {task: over_seeds(arm.means(arm.seeds, [task])) for task in tasks},
     }
+
+
+def finite(value: Any) -> Any:
+    """Return plain data with null in place of what is no number, as JSON asks."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare_arms(

@@ -15,10 +15,11 @@ from coadapt.config import to_plain
 from coadapt.planning import InfeasibleBudget, Plan
 from coadapt.settings import RunConfig, default_plan, resolve
 from coadapt.study.budget import Counter, Spent
-from coadapt.study.spec import Clusters, RandomPartitions, Study
+from coadapt.study.spec import Clusters, Study
 from coadapt.tasks import TaskSuite
 
 Role = Literal["trial", "final"]
+Clustering = dict[str, tuple[str, ...]]
 SPLIT: dict[Role, str] = {"trial": "validation", "final": "test"}
 
 # What every cell starts from; the study's own `training` goes on top. Validation is scored once
@@ -123,8 +124,15 @@ class Grid:
         self.infeasible: dict[Group, str] = {}
         self.spent: dict[Group, Spent] = {}
         self._refuse_bad_keys()
-        self.plans = {name: plan for name in study.plans for name, plan in self._named(name)}
-        counter = Counter(study.model)
+        # By subset of the tasks: its random partitions have the sizes that a plan has on it.
+        self._plans = {
+            tasks: {name: plan for key in study.plans for name, plan in self._named(key, tasks)}
+            for tasks in study.tasks or (None,)
+        }
+        try:
+            counter = Counter(study.model)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
         self.num_weights = counter.num_weights
         for group in self._all_groups():
             self._place(group, counter)
@@ -161,7 +169,7 @@ class Grid:
                 "num_train_epochs": tried.epochs_at(group.rows),
             },
         }
-        config = resolve(data, suite, where=f"{self.where}: recipes.{group.recipe}")
+        config = resolve(data, suite, where=f"{self.where}: run")  # the rest has been parsed
         return Cell(
             group=group,
             role=role,
@@ -182,12 +190,16 @@ class Grid:
                 self._suites[whole] = replace(
                     self.suite, draw=draw, max_rows=self._max_rows(group.rows)
                 ).resolved()
-            subset = self.study.tasks[group.tasks] if group.tasks else self.suite.names
+            subset = self.tasks_of(group.tasks)
             if set(subset) == set(self.suite.names):
                 self._suites[key] = self._suites[whole]
             else:
                 self._suites[key] = self._suites[whole].subset(subset)
         return self._suites[key]
+
+    def tasks_of(self, subset: str | None) -> tuple[str, ...]:
+        """Return the tasks of a subset, or all."""
+        return self.study.tasks[subset] if subset else self.suite.names
 
     def _num_rows(self, group: Group) -> int:
         # Every seed draws as many, so that only one seed's data are read here.
@@ -212,36 +224,27 @@ class Grid:
                 for recipe, entry in study.recipes.items():
                     divides = entry.recipe.structure.divides
                     for budget in study.budgets if divides else (None,):
-                        for plan in self._plans_of(entry.plans) or (None,):
+                        for plan in self._plans_of(entry.plans, tasks) or (None,):
                             yield Group(
                                 recipe=recipe, plan=plan, budget=budget, rows=rows, tasks=tasks
                             )
 
-    def _plans_of(self, names: tuple[str, ...]) -> list[str]:
-        return [
-            plan
-            for name in names
-            for plan in self.plans
-            if plan == name or plan.startswith(f"{name}.")
-        ]
+    def _plans_of(self, names: tuple[str, ...], tasks: str | None) -> list[str]:
+        """Return the plans' names, in place of random partitions those that were drawn."""
+        found = self._plans[tasks]
+        drawn = {name: [p for p in found if p.partition(".")[0] == name] for name in names}
+        return [plan for name in names for plan in drawn[name] or [name]]
 
-    def _named(self, name: str) -> Iterator[tuple[str, dict[str, tuple[str, ...]]]]:
-        """Yield the clusters under a plan's name: one, or as many as are drawn."""
+    def _named(self, name: str, tasks: str | None) -> Iterator[tuple[str, Clustering]]:
+        """Yield the clusters under a plan's name: one set of them, or as many as are drawn."""
         plan = self.study.plans[name]
         if isinstance(plan, Clusters):
-            yield name, plan.clusters
+            yield name, self._restricted(plan, tasks)
             return
-        assert isinstance(plan, RandomPartitions)
         like = self.study.plans[plan.like]
         assert isinstance(like, Clusters)
-        order = {task: index for index, task in enumerate(self.suite.names)}
-        proposed = tuple(
-            sorted(
-                (tuple(sorted(c, key=order.__getitem__)) for c in like.clusters.values()),
-                key=lambda cluster: order[cluster[0]],
-            )
-        )
-        items = [task for task in self.suite.names if any(task in c for c in proposed)]
+        proposed = tuple(self._restricted(like, tasks).values())
+        items = [t for t in self.tasks_of(tasks) if any(t in cluster for cluster in proposed)]
         drawn = random_partitions(
             items,
             [len(cluster) for cluster in proposed],
@@ -252,32 +255,44 @@ class Grid:
         for index, partition in enumerate(drawn):
             yield f"{name}.{index}", {f"c{i}": cluster for i, cluster in enumerate(partition)}
 
+    def _restricted(self, plan: Clusters, tasks: str | None) -> Clustering:
+        """Return what is left of the clusters on a subset of the tasks."""
+        kept = {
+            name: tuple(task for task in members if task in self.tasks_of(tasks))
+            for name, members in plan.clusters.items()
+        }
+        return {name: members for name, members in kept.items() if members}
+
     def _plan(self, group: Group) -> Plan | None:
-        recipe = self.study.recipes[group.recipe].recipe
         if group.budget is None:
             return None
-        tasks = self.study.tasks[group.tasks] if group.tasks else self.suite.names
+        tasks = self.tasks_of(group.tasks)
         if group.plan is None:
+            recipe = self.study.recipes[group.recipe].recipe
             return default_plan(recipe, tasks, group.budget, group.recipe)
-        clusters = {
-            name: [task for task in members if task in tasks]
-            for name, members in self.plans[group.plan].items()
-        }
-        plan = Plan.clustered({n: found for n, found in clusters.items() if found}, group.budget)
+        plan = Plan.clustered(self._plans[group.tasks][group.plan], group.budget)
         try:
             plan.check(tasks)
         except InputError as error:
-            raise InputError(f"{self.where}: plans.{group.plan}: {error}") from error
+            raise InputError(f"plans.{group.plan}: {error}") from error
         return plan
 
     def _place(self, group: Group, counter: Counter) -> None:
-        tasks = self.study.tasks[group.tasks] if group.tasks else self.suite.names
+        if group.plan is not None and group.plan not in self._plans[group.tasks]:
+            self.infeasible[group] = "no other partition of the tasks has these sizes"
+            return
         try:
             plan = self._plan(group)
         except InfeasibleBudget as error:
             self.infeasible[group] = str(error)
             return
-        spent = counter.spent(self.study.recipes[group.recipe].recipe, tasks, plan)
+        except InputError as error:
+            raise InputError(f"{self.where}: {error}") from error
+        recipe = self.study.recipes[group.recipe].recipe
+        try:
+            spent = counter.spent(recipe, self.tasks_of(group.tasks), plan)
+        except InputError as error:
+            raise InputError(f"{self.where}: recipes.{group.recipe}: {error}") from error
         if spent.fits:
             self.groups.append(group)
             self.spent[group] = spent
@@ -294,11 +309,11 @@ class Grid:
             if key not in _RUN_KEYS:
                 known = ", ".join(_RUN_KEYS)
                 raise InputError(f"{self.where}: run.{key} cannot be set in a study; {known} can")
-        if self.study.rows:
-            for task in self.suite.tasks:
+        for key in ("rows", "held_out"):
+            for task in self.suite.tasks if getattr(self.study, key) else ():
                 if task.max_rows is not None or task.num_shots is not None:
                     raise InputError(
-                        f"{self.where}: rows: task '{task.name}' limits its rows itself; drop its "
+                        f"{self.where}: {key}: task '{task.name}' limits its rows itself; drop its "
                         "max_rows or num_shots"
                     )
 
@@ -315,7 +330,8 @@ class Grid:
                 try:
                     training_arguments(cell.config, cell.suite, Path("unused"))
                 except InputError as error:
-                    place = f"{self.where}: recipes.{group.recipe}"
+                    own = self.study.recipes[group.recipe].training
+                    place = f"{self.where}: recipes.{group.recipe}" if own else self.where
                     raise InputError(f"{place}: {error}") from error
             suite = self.suite_of(group, self.study.seeds[0])
             for split in ("validation", "test"):  # the same for all seeds

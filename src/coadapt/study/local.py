@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,11 +53,10 @@ class _Worker:
         self.job = job
         assert self.process.stdin is not None
         self._put("started", {})
-        try:
+        # If it died while it had no job, that is on its way to be told.
+        with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(job.payload) + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:  # it died while it had no job
-            self._put("killed", {"error": "its process was gone before it could start"})
 
     def memory(self) -> int:
         """Return the bytes that the process holds, and remember the most."""
@@ -71,22 +71,28 @@ class _Worker:
         """End the process at once."""
         self.process.kill()
         self.process.wait()
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # a job that it did not take any more
+            self.process.stdin.close()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            found: dict[str, Any] = json.loads(line)
-            self._put(found["kind"], found["data"])
+        with self.process.stdout as lines:
+            for line in lines:
+                # Half a line of a process that was killed, or what a library says when imported.
+                with suppress(json.JSONDecodeError):
+                    found: dict[str, Any] = json.loads(line)
+                    self._put(found["kind"], found["data"])
         code = self.process.wait()
         self._put("killed", {"error": _death(code)})
 
     def _put(self, kind: EventKind, data: dict[str, Any]) -> None:
-        job = self.job.id if self.job is not None else ""
-        self._told.put((self, Event(job=job, kind=kind, worker=self.index, data=data)))
+        self._told.put((self, kind, data))
 
 
-# With the worker itself: its place may have been taken by another one when the event is read.
-_Told = queue.Queue[tuple[_Worker, Event]]
+# With the worker itself: its place may have been taken by another one when this is read. Which job
+# it is about only the reader can tell: a process may die just when it is given one.
+_Told = queue.Queue[tuple[_Worker, EventKind, dict[str, Any]]]
 
 
 class Local(AbstractExecutor):
@@ -129,9 +135,9 @@ class Local(AbstractExecutor):
                 found.append(self._told.get_nowait())
         except queue.Empty:
             pass
-        kept = [event for worker, event in found if self._take(worker, event)]
+        events = [event for told in found if (event := self._take(*told)) is not None]
         self._fill()
-        return kept
+        return events
 
     def close(self) -> None:
         """Kill the workers."""
@@ -139,18 +145,21 @@ class Local(AbstractExecutor):
             worker.stop()
         self._workers.clear()
 
-    def _take(self, worker: _Worker, event: Event) -> bool:
-        """Keep account of an event; return whether it is the caller's to see."""
+    def _take(self, worker: _Worker, kind: EventKind, data: dict[str, Any]) -> Event | None:
+        """Keep account of what a worker told; return it if it is about a job."""
         if self._workers.get(worker.index) is not worker:
-            return False  # of a worker that has been given up already
+            return None  # of a worker that has been given up already
         worker.memory()
-        if event.kind == "killed":
-            del self._workers[worker.index]
-        if event.is_end and worker.job is not None:
-            needs = worker.job.needs
-            self._seen[needs] = max(self._seen.get(needs, 0), worker.peak)
+        if kind == "killed":
+            self._workers.pop(worker.index).stop()
+        job = worker.job
+        if job is None:
+            return None
+        event = Event(job=job.id, kind=kind, worker=worker.index, data=data)
+        if event.is_end:
+            self._seen[job.needs] = max(self._seen.get(job.needs, 0), worker.peak)
             worker.job = None
-        return event.job != ""
+        return event
 
     def _fill(self) -> None:
         while self._waiting:

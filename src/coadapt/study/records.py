@@ -7,7 +7,7 @@ from typing import Any
 from coadapt._errors import InputError
 from coadapt._files import read_json, write_json
 from coadapt.config import to_plain
-from coadapt.study.grid import Cell
+from coadapt.study.grid import SPLIT, Cell
 
 CELLS = "cells"
 
@@ -37,7 +37,7 @@ def write_record(
         cell: the cell.
         status: ``running``, ``finished``, ``diverged``, ``failed``, ``killed`` or ``cancelled``.
         error: what went wrong.
-        done: ``train``, ``curve``, ``metrics`` and ``environment`` of a cell that ran.
+        done: what :meth:`coadapt.study.worker.Bench.run_job` returned, of a cell that ran.
     """
     group = cell.group
     found = done or {}
@@ -66,6 +66,7 @@ def write_record(
         "curve": found.get("curve", []),
         "metrics": found.get("metrics", {}),
         "environment": found.get("environment"),
+        "timing": found.get("timing"),
     }
     path = record_path(folder, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,10 +81,13 @@ def read_record(folder: Path, cell: Cell) -> dict[str, Any] | None:
         return None
     try:
         record = read_json(path)
-        same = record["cell"]["hash"] == cell.hash
+        usable = record["cell"]["hash"] == cell.hash
+        if record["run"]["status"] == "finished":
+            scores = record["metrics"][SPLIT[cell.role]]
+            usable &= all(scores[task]["metrics"] for task in cell.suite.names)
     except (InputError, KeyError, TypeError):  # a file that someone has edited counts for nothing
         return None
-    return record if same else None
+    return record if usable else None
 
 
 def is_done(record: dict[str, Any] | None) -> bool:

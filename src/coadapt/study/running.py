@@ -1,7 +1,6 @@
 """Running a study: trials, the choice among them, final runs, and nothing lost on the way."""
 
 import logging
-import shutil
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from coadapt._errors import InputError
-from coadapt._files import read_json, write_json
+from coadapt._files import read_json, write_json, write_text
 from coadapt.backbone import compute_dtype
 from coadapt.config import changed_keys, to_plain
 from coadapt.predictions import predictions_file
@@ -50,6 +49,7 @@ class Runner:
         self._grid, self._folder, self._executor = grid, folder, executor
         self._watcher = watcher
         self._open: dict[str, Cell] = {}  # handed over, not ended
+        self._running: dict[str, Cell] = {}  # of these, those that have started
         self._tuning: dict[Group, list[Cell]] = {}
         self._failed: dict[str, str] = {}
         self._ready: deque[Cell] = deque()
@@ -71,9 +71,8 @@ class Runner:
                 self._watcher.tick()
         except BaseException:
             self._executor.close()
-            for cell in self._open.values():
-                if record_path(self._folder, cell).is_file():
-                    write_record(self._folder, cell, "cancelled", error="the study was stopped")
+            for cell in self._running.values():
+                self._record(cell, "cancelled", error="the study was stopped")
             raise
         self._executor.close()
         return self._failed
@@ -88,19 +87,22 @@ class Runner:
         self._tuning[group] = missing
         self._ready.extend(missing)
         if not missing:
-            self._finish_tuning(group, cells)
+            self._ready.extend(self._choose(group, cells))
 
-    def _finish_tuning(self, group: Group, cells: list[Cell]) -> None:
+    def _choose(self, group: Group, cells: list[Cell]) -> list[Cell]:
+        """Choose among a group's trials and return the final runs that it lacks."""
         chosen = choose(self._folder, cells)
         if chosen is None:
             self._failed[group.name] = "every trial diverged; give lower learning rates"
-            self._watcher.gave_up(group)
-            return
-        for cell in reversed(self._grid.finals(group, chosen)):
+            self._watcher.gave_up(group, self._failed[group.name])
+            return []
+        missing = []
+        for cell in self._grid.finals(group, chosen):
             if is_done(read_record(self._folder, cell)):
                 self._watcher.skipped(cell)
             else:
-                self._ready.appendleft(cell)
+                missing.append(cell)
+        return missing
 
     def _submit(self) -> None:
         """Keep the workers busy and no more, so that a group's final runs come next."""
@@ -129,10 +131,12 @@ class Runner:
         if event.kind == "step":
             self._watcher.stepped(cell, event.worker, event.data["step"], event.data["of"])
         elif event.kind == "started":
+            self._running[event.job] = cell
             self._record(cell, "running")
             self._watcher.started(cell, event.worker)
         else:
             del self._open[event.job]
+            self._running.pop(event.job, None)  # its process may have died before it could start
             self._end(cell, event)
 
     def _end(self, cell: Cell, event: Event) -> None:
@@ -150,11 +154,14 @@ class Runner:
         ):
             self._failed[cell.id] = error or status
         self._watcher.ended(cell, event.worker, status, error)
-        if cell.role == "trial" and status in ("finished", "diverged"):
+        if cell.role == "trial" and status not in ("finished", "diverged"):
+            self._watcher.gave_up(cell.group, f"{cell.id} has no result")
+        elif cell.role == "trial":
             tuning = self._tuning[cell.group]
             tuning.remove(cell)
             if not tuning:
-                self._finish_tuning(cell.group, self._grid.trials(cell.group))
+                finals = self._choose(cell.group, self._grid.trials(cell.group))
+                self._ready.extendleft(reversed(finals))
 
     def _record(self, cell: Cell, status: str, **rest: Any) -> bool:
         """Write a cell's record; a full disk costs this cell, not the study."""
@@ -170,7 +177,7 @@ class Runner:
             source = self._folder / RUNS / cell.run_id / predictions_file(SPLIT[cell.role])
             target = predictions_path(self._folder, cell)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            write_text(target, source.read_text(encoding="utf-8"))
 
 
 def choose(folder: Path, cells: list[Cell]) -> int | None:

@@ -25,7 +25,9 @@ def over_tasks(grid: Grid, arms: Mapping[Group, Arm]) -> list[dict[str, Any]]:
     if len(sets) < 2 or not common:
         return []
     found = []
-    kinds = dict.fromkeys(replace(group, tasks=None) for group in grid.groups)
+    # Each set has random partitions of its own: those of one number have nothing in common.
+    lasting = [g for g in grid.groups if g.plan is None or g.plan in grid.study.plans]
+    kinds = dict.fromkeys(replace(group, tasks=None) for group in lasting)
     for kind in kinds:
         groups = [g for g in grid.groups if replace(g, tasks=None) == kind and arms[g].scores]
         groups.sort(key=lambda g: len(sets[g.tasks or ""]))

@@ -1,7 +1,8 @@
 """study.yaml: what is compared with what, on which data, how often and how it is tuned."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from coadapt.settings import beside, split_overrides
 from coadapt.tasks import TaskSuite, load_suite
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]{0,39}")
+_HELD_OUT = ("validation", "test")
 # What the study itself decides for each cell.
 _FIXED = ("learning_rate", "num_train_epochs", "max_steps", "seed", "data_seed", "output_dir")
 
@@ -33,7 +35,7 @@ class Trial:
     def __post_init__(self) -> None:
         """Check the ranges."""
         epochs = self.epochs.values() if isinstance(self.epochs, dict) else (self.epochs,)
-        if not (self.learning_rate > 0 and all(number > 0 for number in epochs)):
+        if not all(0 < number < math.inf for number in (self.learning_rate, *epochs)):
             raise InputError(f"learning_rate and epochs must be positive, not {to_plain(self)}")
 
     def epochs_at(self, rows: int | None) -> float:
@@ -41,7 +43,9 @@ class Trial:
         if not isinstance(self.epochs, dict):
             return self.epochs
         if str(rows) not in self.epochs:
-            raise InputError(f"a trial's epochs are given for {list(self.epochs)}, not for {rows}")
+            known = ", ".join(self.epochs)
+            wanted = f"{rows} rows" if rows is not None else "a study without rows"
+            raise InputError(f"given for {known} rows, not for {wanted}")
         return self.epochs[str(rows)]
 
 
@@ -71,6 +75,13 @@ class Clusters:
     kind: Literal["clusters"] = "clusters"
     clusters: dict[str, tuple[str, ...]]
 
+    def __post_init__(self) -> None:
+        """Check that there is something to share."""
+        if not self.clusters:
+            raise InputError("clusters: there is none; give one or more, each with its tasks")
+        for name, tasks in self.clusters.items():
+            _check_tasks(f"clusters.{name}", tasks)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RandomPartitions:
@@ -88,6 +99,8 @@ class RandomPartitions:
         """Check the range."""
         if self.count < 1:
             raise InputError(f"count must be at least 1, not {self.count}")
+        if self.seed < 0:
+            raise InputError(f"seed must be 0 or more, not {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +148,10 @@ class Study:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the suite."""
-        _check_names({**self.recipes, **self.plans, **self.tasks})
+        for key in ("recipes", "plans", "tasks"):
+            _check_names(key, getattr(self, key))
+        for name, tasks in self.tasks.items():
+            _check_tasks(f"tasks.{name}", tasks)
         _check_lists(self)
         if self.baseline not in self.recipes:
             hint = nearest(self.baseline, self.recipes)
@@ -149,7 +165,10 @@ class Study:
         for name, entry in self.recipes.items():
             _check_plans(name, entry, self)
             _check_training(f"recipes.{name}.training", entry.training)
+            _check_epochs(f"recipes.{name}.trials", entry.trials, self.rows)
+        _check_random(self.plans)
         _check_training("training", self.training)
+        _check_epochs("trials", self.trials, self.rows)
 
     def trials_of(self, recipe: str) -> tuple[Trial, ...]:
         """Return what is tried for a recipe."""
@@ -161,13 +180,21 @@ class Study:
         return self.tuning_seeds or self.seeds[:1]
 
 
-def _check_names(names: dict[str, Any]) -> None:
+def _check_names(key: str, names: Iterable[str]) -> None:
     for name in names:
         if not _NAME.fullmatch(name):
             raise InputError(
-                f"'{name}' cannot be a name in a study, where it becomes part of file names; take "
-                "up to 40 letters, digits and '_'"
+                f"{key}: '{name}' cannot be a name in a study, where it becomes part of file "
+                "names; take up to 40 letters, digits and '_', a letter or digit first"
             )
+
+
+def _check_tasks(where: str, tasks: tuple[str, ...]) -> None:
+    if not tasks:
+        raise InputError(f"{where} names no task; name one or more")
+    for index, task in enumerate(tasks):
+        if task in tasks[:index]:
+            raise InputError(f"{where} names task '{task}' twice; remove one")
 
 
 def _check_lists(study: Study) -> None:
@@ -180,6 +207,12 @@ def _check_lists(study: Study) -> None:
     counts = (*study.budgets, *study.rows, *study.held_out.values(), study.threads)
     if min(counts) < 1:
         raise InputError("budgets, rows, held_out and threads must be at least 1")
+    for key in ("seeds", "tuning_seeds"):
+        for seed in getattr(study, key):
+            if not 0 <= seed < 2**32:  # what every library's generator takes
+                raise InputError(f"{key}: a seed must be 0 or more and below 2^32, not {seed}")
+    if not 0 < study.effect < math.inf:
+        raise InputError(f"effect must be positive, not {study.effect}")
 
 
 def _check_plans(name: str, entry: Entry, study: Study) -> None:
@@ -189,20 +222,43 @@ def _check_plans(name: str, entry: Entry, study: Study) -> None:
     if needs and not entry.plans:
         known = f"; known: {', '.join(study.plans)}" if study.plans else ", and add it there"
         raise InputError(f"recipes.{name} needs plans: names under 'plans'{known}")
-    for plan in entry.plans:
+    for index, plan in enumerate(entry.plans):
         if plan not in study.plans:
             raise InputError(f"recipes.{name}.plans: no plan '{plan}'{nearest(plan, study.plans)}")
-    for key, plan in study.plans.items():
-        if isinstance(plan, RandomPartitions) and not isinstance(
-            study.plans.get(plan.like), Clusters
-        ):
-            raise InputError(f"plans.{key}.like: '{plan.like}' is no plan of kind 'clusters'")
+        if plan in entry.plans[:index]:
+            raise InputError(f"recipes.{name}.plans names '{plan}' twice; remove one")
+
+
+def _check_random(plans: dict[str, Clusters | RandomPartitions]) -> None:
+    proposed = [name for name, plan in plans.items() if isinstance(plan, Clusters)]
+    for name, plan in plans.items():
+        if not isinstance(plan, RandomPartitions):
+            continue
+        like = plans.get(plan.like)
+        if not isinstance(like, Clusters):
+            hint = nearest(plan.like, proposed)
+            raise InputError(
+                f"plans.{name}.like: '{plan.like}' is no plan of kind 'clusters'{hint}"
+            )
+        tasks = [task for cluster in like.clusters.values() for task in cluster]
+        for task in tasks:
+            if tasks.count(task) > 1:
+                raise InputError(f"plans.{name}.like: '{plan.like}' has '{task}' in two clusters")
 
 
 def _check_training(where: str, training: dict[str, Any]) -> None:
     for key in _FIXED:
         if key in training:
             raise InputError(f"{where}.{key} is decided by the study (trials, seeds); drop it")
+
+
+def _check_epochs(where: str, trials: tuple[Trial, ...], rows: tuple[int, ...]) -> None:
+    for index, trial in enumerate(trials):
+        for number in rows or (None,):
+            try:
+                trial.epochs_at(number)
+            except InputError as error:
+                raise InputError(f"{where}.{index}.epochs: {error}") from error
 
 
 def read_study(
@@ -224,6 +280,8 @@ def read_study(
     path = Path(path)
     data = load_yaml(path)
     own, suite_overrides = split_overrides(overrides)
+    if isinstance(data.get("model"), str):  # an override may reach into it
+        data["model"] = {"name": data["model"]}
     data = apply_overrides(data, own)
     if "suite" not in data:
         raise InputError(f"{path}: 'suite' is missing; name a suite file or a ready suite")
@@ -243,26 +301,37 @@ def parse_study(data: dict[str, Any], suite: TaskSuite, where: str) -> Study:
     if isinstance(data.get("model"), str):
         data["model"] = {"name": data["model"]}
     if isinstance(data.get("recipes"), list):
-        data["recipes"] = dict.fromkeys(data["recipes"])
+        data["recipes"] = _by_name(data["recipes"], where)
+    if isinstance(data.get("held_out"), dict):
+        for split in data["held_out"]:
+            if split not in _HELD_OUT:
+                hint = nearest(split, _HELD_OUT)
+                raise InputError(f"{where}: unknown key 'held_out.{split}'{hint}")
     if isinstance(data.get("recipes"), dict):
         data["recipes"] = {
             name: _expand(name, entry, where) for name, entry in data["recipes"].items()
         }
     study = parse(Study, data, where)
-    for place, names in {
-        **{f"tasks.{name}": names for name, names in study.tasks.items()},
-        **{
-            f"plans.{name}.clusters.{cluster}": names
-            for name, plan in study.plans.items()
-            if isinstance(plan, Clusters)
-            for cluster, names in plan.clusters.items()
-        },
-    }.items():
+    places = {f"tasks.{name}": names for name, names in study.tasks.items()}
+    for name, plan in study.plans.items():
+        for cluster, names in plan.clusters.items() if isinstance(plan, Clusters) else ():
+            places[f"plans.{name}.clusters.{cluster}"] = names
+    for place, names in places.items():
         for task in names:
             if task not in suite.names:
                 hint = nearest(task, suite.names)
                 raise InputError(f"{where}: {place}: the suite has no task '{task}'{hint}")
     return study
+
+
+def _by_name(recipes: list[Any], where: str) -> dict[str, None]:
+    for index, name in enumerate(recipes):
+        if not isinstance(name, str):
+            hint = "give a name, or a mapping in place of the list"
+            raise InputError(f"{where}: recipes.{index}: found {name!r}; {hint}")
+        if name in recipes[:index]:
+            raise InputError(f"{where}: recipes: '{name}' stands twice; remove one")
+    return dict.fromkeys(recipes)
 
 
 def _expand(name: str, entry: Any, where: str) -> Any:

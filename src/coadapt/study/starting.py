@@ -1,6 +1,5 @@
 """A study from its file to its tables."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from coadapt._files import write_json, write_text
+from coadapt.study.comparison import finite
 from coadapt.study.grid import Grid
 from coadapt.study.local import Local
 from coadapt.study.running import Runner, claim
@@ -67,7 +67,7 @@ def run_study(
         executor = Local(workers=workers, threads=study.threads, logs=folder / "logs")
         with ConsoleWatcher(console, executor.num_workers) as watcher:
             Runner(grid, folder, executor, watcher).run()
-        summary = _finite(summarize(grid, folder))
+        summary = finite(summarize(grid, folder))
         write_json(folder / SUMMARY, summary)
         sheets = [*main_sheets(summary), *detail_sheets(summary), *cells_sheets(summary)]
         write_text(folder / TABLES, to_markdown([plan_sheet(grid), *sheets]))
@@ -86,12 +86,3 @@ def _introduce(grid: Grid, console: Console) -> None:
         console.print(f"left out: {group.name}: {reason}", markup=False, soft_wrap=True)
     for task, rows in grid.short_tasks().items():
         console.print(f"task '{task}' has {rows} training rows only", markup=False)
-
-
-def _finite(value: Any) -> Any:
-    """Write what is not a number as null, as JSON asks."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -56,7 +56,7 @@ def summarize(grid: Grid, folder: Path) -> dict[str, Any]:
         "effect": study.effect,
         "tables": tables,
         "over_tasks": over_tasks(grid, {group: row["arm"] for group, row in found.items()}),
-        "missing": _missing(grid, folder),
+        "missing": _missing(grid, folder, {group: row["chosen"] for group, row in found.items()}),
         "infeasible": {group.name: reason for group, reason in grid.infeasible.items()},
     }
 
@@ -230,13 +230,16 @@ def _against_null(
     }
 
 
-def _missing(grid: Grid, folder: Path) -> dict[str, str]:
+def _missing(grid: Grid, folder: Path, chosen: dict[Group, int | None]) -> dict[str, str]:
     """Return the cells that have no result, with what became of them."""
     missing: dict[str, str] = {}
     for group in grid.groups:
-        trials = grid.trials(group)
-        chosen = choose(folder, trials)
-        for cell in [*trials, *grid.finals(group, chosen or 0)]:
+        trials, choice = grid.trials(group), chosen[group]
+        if choice is None:
+            done = all(is_done(read_record(folder, cell)) for cell in trials)
+            why = "every trial diverged" if done else "a trial has no result"
+            missing |= {cell.id: f"not run: {why}" for cell in grid.finals(group, 0)}
+        for cell in [*trials, *(grid.finals(group, choice) if choice is not None else ())]:
             record = read_record(folder, cell)
             status = record["run"]["status"] if record is not None else "not run"
             # A trial that diverged has told what it was to tell.

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from coadapt.study.grid import Grid, Group
 
@@ -31,15 +32,19 @@ class Sheet:
 
     def to_rich(self) -> Table:
         """Return it for a terminal."""
-        table = Table(
-            *self.columns, title=self.title, title_justify="left", box=box.SIMPLE, pad_edge=False
-        )
+        table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+        # As `Text`: in a plain string, brackets of a name or an error would be taken for markup.
+        for index, head in enumerate(self.columns):
+            whole = index == 0 and len(self.columns) > 2
+            lines = head.replace(" (", "\n(")  # "p (Holm)" is wider than its numbers
+            table.add_column(Text(lines), no_wrap=whole, overflow="fold")
         for row in self.rows:
-            table.add_row(*row)
-        if len(self.columns) > 2:
-            table.columns[0].no_wrap = True
-        table.caption = "\n".join(self.notes) or None
-        table.caption_justify = "left"
+            table.add_row(*(Text(cell) for cell in row))
+        table.title = Text(f"\n{self.title}", style="table.title")
+        table.title_justify = "left"
+        if self.notes:
+            table.caption = Text("\n".join(self.notes), style="table.caption")
+            table.caption_justify = "left"
         return table
 
     def to_markdown(self) -> str:
@@ -50,7 +55,9 @@ class Sheet:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    # An error has lines, and a name that the user gave may have a bar.
+    escaped = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
+    return "| " + " | ".join(escaped) + " |"
 
 
 def main_sheets(summary: dict[str, Any]) -> list[Sheet]:
@@ -98,7 +105,7 @@ def plan_sheet(grid: Grid) -> Sheet:
             )
         )
     return Sheet(
-        title=f"budget of study '{grid.study.name}'",
+        title=f"budget of study '{grid.study.name}', {len(grid.study.seeds)} seeds",
         columns=("", "rank", "scale", "trained values", "of a plain LoRA's", "trials"),
         rows=tuple(rows),
     )
@@ -116,7 +123,8 @@ def cells_sheets(summary: dict[str, Any]) -> list[Sheet]:
             names.setdefault(reason, []).append(name)
         if names:
             rows = tuple((_some(found), reason) for reason, found in names.items())
-            sheets.append(Sheet(title=title, columns=("what", "why"), rows=rows))
+            told = f"{title}, of a study with {len(summary['seeds'])} seeds"
+            sheets.append(Sheet(title=told, columns=("what", "why"), rows=rows))
     return sheets
 
 

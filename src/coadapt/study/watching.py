@@ -28,17 +28,23 @@ class Estimate:
         """Count a cell out that does not have to run."""
         self._left.pop(cell.id, None)
 
+    def drop_finals(self, group: Group) -> None:
+        """Count out the final runs of a group."""
+        for cell in [cell for cell in self._left if cell.startswith(f"{group.name}/final")]:
+            del self._left[cell]
+
     def started(self, cell: Cell) -> None:
-        """Note when a cell starts."""
+        """Note when a cell starts; which trial it is of is known by now."""
         self._started[cell.id] = time.monotonic()
-        self.expect(cell, cost=cell.cost)
+        if self._left.get(cell.id) != (cell.group.recipe, 0.0):
+            self.expect(cell, cost=cell.cost)
 
     def ended(self, cell: Cell) -> float:
         """Count a cell out and return the seconds that it took."""
-        self.drop(cell)
+        _, cost = self._left.pop(cell.id, (cell.group.recipe, 0.0))
         seconds = time.monotonic() - self._started.pop(cell.id, time.monotonic())
         rows, total = self._spent.get(cell.group.recipe, (0.0, 0.0))
-        self._spent[cell.group.recipe] = rows + cell.cost, total + seconds
+        self._spent[cell.group.recipe] = rows + cost, total + seconds
         return seconds
 
     @property
@@ -77,8 +83,8 @@ class AbstractWatcher(ABC):
         """A cell is over."""
 
     @abstractmethod
-    def gave_up(self, group: Group) -> None:
-        """A group has no trial to go on with."""
+    def gave_up(self, group: Group, reason: str) -> None:
+        """A group's final runs cannot be."""
 
     @abstractmethod
     def tick(self) -> None:
@@ -96,8 +102,7 @@ class ConsoleWatcher(AbstractWatcher):
     def __init__(self, console: Console, num_workers: int) -> None:
         self._console = console
         self._estimate = Estimate(num_workers)
-        self._total = self._done = self._failed = self._skipped = 0
-        self._steps: dict[str, tuple[int, int]] = {}
+        self._total = self._done = self._failed = 0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -134,7 +139,6 @@ class ConsoleWatcher(AbstractWatcher):
     def skipped(self, cell: Cell) -> None:
         """Count it as done."""
         self._done += 1
-        self._skipped += 1
         self._estimate.drop(cell)
 
     def started(self, cell: Cell, worker: int) -> None:
@@ -160,9 +164,11 @@ class ConsoleWatcher(AbstractWatcher):
             told += f": {error}" if error else self._left()
             self._console.print(told, markup=False, highlight=False, soft_wrap=True)
 
-    def gave_up(self, group: Group) -> None:
+    def gave_up(self, group: Group, reason: str) -> None:
         """Say so."""
-        self._console.print(f"{group.name}: every trial diverged", markup=False, soft_wrap=True)
+        self._estimate.drop_finals(group)
+        told = f"{group.name}: no final runs: {reason}"
+        self._console.print(told, markup=False, highlight=False, soft_wrap=True)
 
     def tick(self) -> None:
         """Bring the display up to date."""

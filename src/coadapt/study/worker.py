@@ -9,8 +9,10 @@ import json
 import logging
 import os
 import queue
+import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from coadapt._errors import TrainingDiverged
 from coadapt.config import parse
 from coadapt.fitting import fit
 from coadapt.loading import Loader
-from coadapt.runs import Run
+from coadapt.runs import CONFIG, Run, read_config
 from coadapt.settings import RunConfig
 from coadapt.tasks import TaskSuite, load_suite
 from coadapt.training import METRICS_FILE
@@ -46,14 +48,17 @@ class Bench:
             tell: called with the step and the number of steps.
 
         Returns:
-            ``train``, ``curve``, ``metrics`` and ``environment`` for the cell's record.
+            ``train``, ``curve``, ``metrics``, ``environment`` and ``timing`` (seconds) for the
+            cell's record.
         """
+        began = time.perf_counter()
         folder = Path(payload["folder"])
         folder.parent.mkdir(parents=True, exist_ok=True)
         config = parse(RunConfig, payload["config"], payload["folder"])
         suite = self._suite(payload["suite"], payload["tasks"])
         # A worker of a study that was killed may need a moment to notice.
         with FileLock(folder.parent / f".{folder.name}.lock", timeout=60):
+            _clear(folder, config, suite)
             run = fit(
                 config,
                 suite,
@@ -62,13 +67,15 @@ class Bench:
                 loader=self._loader,
                 callbacks=(_Told(tell),),
             )
+            trained = time.perf_counter()
             run.evaluate(payload["split"], num_resamples=0)
-        result = run.result
+        ended, result = time.perf_counter(), run.result
         return {
             "train": result["train"],
             "curve": _curve(run),
             "metrics": {payload["split"]: result["metrics"][payload["split"]]},
             "environment": result["environment"],
+            "timing": {"job": ended - began, "scoring": ended - trained},
         }
 
     def _suite(self, plain: dict[str, Any], tasks: list[str]) -> TaskSuite:
@@ -79,6 +86,18 @@ class Bench:
             self._suites[key] = load_suite(plain)
         whole = self._suites[key]
         return whole if tuple(tasks) == whole.names else whole.subset(tasks)
+
+
+def _clear(folder: Path, config: RunConfig, suite: TaskSuite) -> None:
+    """Remove a run of another configuration: the study has changed since it was started."""
+    if not (folder / CONFIG).is_file():
+        return
+    there, there_suite = read_config(folder)
+    if there.hash(there_suite) != config.hash(suite):
+        old = folder.with_name(f"tmp-old-{folder.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)  # first, so that a kill leaves no half of a run
+        shutil.rmtree(old)
 
 
 class _Told(TrainerCallback):
@@ -101,19 +120,18 @@ def _curve(run: Run) -> list[tuple[int, float]]:
 def main() -> None:
     """Run the jobs that come in until none can come any more."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # what libraries print goes to the log
     jobs: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(jobs,), daemon=True).start()
     bench = Bench()
-    while True:
-        payload = json.loads(jobs.get())
+    with os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1) as out:
+        os.dup2(2, 1)  # what libraries print goes to the log
 
         def tell(step: int, of: int) -> None:
-            print(json.dumps({"kind": "step", "data": {"step": step, "of": of}}), file=out)
+            out.write(json.dumps({"kind": "step", "data": {"step": step, "of": of}}) + "\n")
 
-        event = _attempt(bench, payload, tell)
-        print(json.dumps(event), file=out)
+        while True:
+            event = _attempt(bench, json.loads(jobs.get()), tell)
+            out.write(json.dumps(event) + "\n")
 
 
 def _attempt(bench: Bench, payload: dict[str, Any], tell: Tell) -> dict[str, Any]:
