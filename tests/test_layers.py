@@ -27,8 +27,9 @@ LEVELS = [
         *("checkpoints", "saving", "_progress", "arguments", "training", "runs", "fitting"),
         *("evaluation", "prediction", "predictions", "exporting", "importing"),
     ],
+    ["study"],
     ["__init__"],
-    ["demo", "_demo_tables", "study"],
+    ["demo", "_demo_tables"],
     ["cli"],
     ["__main__"],
 ]

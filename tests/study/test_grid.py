@@ -335,6 +335,8 @@ def test_the_suite_s_own_limits_hold_where_the_study_sets_none(make, toy_study):
     assert counts == {"train": 5, "validation": 3, "test": 2}
     plain = make(suite={**toy_study["suite"], "max_rows": 6}, rows=[], held_out={})
     assert len(rows_of(plain.suite_of(plain.groups[0], 0), "topic", "train")) == 6
+    fewer = make(suite=suite, rows=[], held_out={"test": 1})
+    assert len(rows_of(fewer.suite_of(fewer.groups[0], 0), "topic", "test")) == 1
     more = make(suite=suite, rows=[7])
     assert len(rows_of(more.suite_of(more.groups[0], 0), "topic", "train")) == 7
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from coadapt.study import tables
-from coadapt.study.tables import Sheet
+from coadapt.study.sheet import Sheet, to_markdown
 from tests.study.inline import grid_of
 
 NAMES = ("lora", "private", "clustered-families", "clustered-sources", "shared_private", "frozen")
@@ -302,7 +302,7 @@ def test_markdown_has_the_same_cells_in_every_row():
         *tables.detail_sheets(summary),
         *tables.cells_sheets(summary),
     ]
-    blocks = tables.to_markdown(sheets).split("**\n\n")[1:]
+    blocks = to_markdown(sheets).split("**\n\n")[1:]
     assert len(blocks) == len(sheets)
     for sheet, block in zip(sheets, blocks, strict=True):
         lines = block.split("\n\n")[0].strip().splitlines()
@@ -321,4 +321,4 @@ def test_markdown_of_a_sheet():
     assert sheet.to_markdown() == f"{rows}\nn\n"
     bare = Sheet(title="t, 3 seeds", columns=("", "x"), rows=sheet.rows)
     assert bare.to_markdown() == rows
-    assert tables.to_markdown([bare, sheet]) == f"{rows}\n{rows}\nn\n"
+    assert to_markdown([bare, sheet]) == f"{rows}\n{rows}\nn\n"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from coadapt.study.tables import Sheet, difference, num_seeds, plus_minus, score, short_names
+from coadapt.study.sheet import Sheet, difference, num_seeds, plus_minus, score, short_names
 
 
 def overview_sheets(summary: dict[str, Any]) -> list[Sheet]:
@@ -39,8 +39,7 @@ def _overview(tables: list[dict[str, Any]]) -> Sheet:
     what = f"difference to {names[base]}, whose own score stands there" if base else "scores"
     seeds = " or ".join(dict.fromkeys(num_seeds(table) for table in tables))
     return Sheet(
-        title=f"{told}: mean test score by training rows a task, {what}; "
-        f"± 95 % over {seeds} seeds",
+        title=f"{told}: mean test score by training rows a task, {what}; ± 95 % over {seeds} seeds",
         columns=("", *(f"{table['rows']} rows" for table in tables)),
         rows=rows,
     )

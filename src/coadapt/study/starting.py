@@ -11,15 +11,10 @@ from coadapt.study.comparison import finite
 from coadapt.study.grid import Grid
 from coadapt.study.local import Local
 from coadapt.study.running import Runner, claim
+from coadapt.study.sheet import to_markdown
 from coadapt.study.spec import read_study
 from coadapt.study.summary import summarize
-from coadapt.study.tables import (
-    cells_sheets,
-    detail_sheets,
-    main_sheets,
-    plan_sheet,
-    to_markdown,
-)
+from coadapt.study.tables import cells_sheets, detail_sheets, main_sheets, plan_sheet
 from coadapt.study.watching import ConsoleWatcher
 
 SUMMARY = "summary.json"

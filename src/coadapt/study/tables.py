@@ -1,68 +1,26 @@
 """A study's statistics as tables, for a terminal and for Markdown; nothing is computed here."""
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from coadapt.study.grid import Grid, Group
-
-_MARK = {"win": " +", "loss": " -", "tie": ""}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """A table as text.
-
-    Attributes:
-        title: what it shows, with the number of seeds.
-        columns: their heads; the first names the rows.
-        rows: cells.
-        notes: what has to be known to read it.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-
-    def to_rich(self) -> Table:
-        """Return it for a terminal."""
-        table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
-        # As `Text`: in a plain string, brackets of a name or an error would be taken for markup.
-        for index, head in enumerate(self.columns):
-            whole = index == 0 and len(self.columns) > 2
-            lines = head.replace(" (", "\n(")  # "p (Holm)" is wider than its numbers
-            table.add_column(Text(lines), no_wrap=whole, overflow="fold")
-        for row in self.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        table.title = Text(f"\n{self.title}", style="table.title")
-        table.title_justify = "left"
-        if self.notes:
-            table.caption = Text("\n".join(self.notes), style="table.caption")
-            table.caption_justify = "left"
-        return table
-
-    def to_markdown(self) -> str:
-        """Return it for a page."""
-        lines = [f"**{self.title}**", "", _line(self.columns), _line("---" for _ in self.columns)]
-        lines += [_line(row) for row in self.rows]
-        return "\n".join([*lines, "", *self.notes, ""]) if self.notes else "\n".join([*lines, ""])
-
-
-def _line(cells: Iterable[str]) -> str:
-    # An error has lines, and a name that the user gave may have a bar.
-    escaped = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
-    return "| " + " | ".join(escaped) + " |"
+from coadapt.study.overview import overview_sheets
+from coadapt.study.sheet import (
+    MARK,
+    Sheet,
+    difference,
+    missing,
+    num_seeds,
+    plus_minus,
+    score,
+    short_names,
+    signed,
+)
 
 
 def main_sheets(summary: dict[str, Any]) -> list[Sheet]:
     """Return what answers a study's question: scores, differences and plans against chance."""
-    sheets = []
+    sheets = overview_sheets(summary)
     for table in summary["tables"]:
         sheets.append(_scores(table))
         if table["partitions"]:
@@ -148,7 +106,7 @@ def heading(table: dict[str, Any]) -> str:
 
 def _scores(table: dict[str, Any]) -> Sheet:
     base = table["baseline"]
-    names = _short_names(table)
+    names = short_names(table)
     columns = ("", "score")
     if base is not None:
         columns += (f"less {names[base]}", "other rows", "p (Holm)", "w/t/l")
@@ -156,11 +114,11 @@ def _scores(table: dict[str, Any]) -> Sheet:
     for arm in table["arms"]:
         row = [names[arm["arm"]], plus_minus(score(arm["mean"]), arm["low"], arm["high"])]
         if base is not None:
-            row += _difference(arm)
+            row += difference(arm)
         rows.append(tuple(row))
     return Sheet(
         title=f"{heading(table)}: mean test score over the tasks, "
-        f"± 95 % over {_num_seeds(table)} seeds",
+        f"± 95 % over {num_seeds(table)} seeds",
         columns=columns,
         rows=tuple(rows),
     )
@@ -174,7 +132,7 @@ def _series(series: dict[str, Any]) -> Sheet:
             point["set"],
             str(point["num_tasks"]),
             plus_minus(score(point["mean"]), point["low"], point["high"]),
-            *_difference(point),
+            *difference(point),
         )
         for point in series["points"]
     )
@@ -186,29 +144,6 @@ def _series(series: dict[str, Any]) -> Sheet:
         columns=("set", "tasks", "score", f"less {first}", "other rows", "p (Holm)", "w/t/l"),
         rows=rows,
     )
-
-
-def _short_names(table: dict[str, Any]) -> dict[str, str]:
-    """Return the arms' names without the budget that the heading tells."""
-    end = f"-R{table['budget']}"
-    return {arm["arm"]: arm["arm"].removesuffix(end) for arm in table["arms"]}
-
-
-def _num_seeds(table: dict[str, Any]) -> str:
-    return " or ".join(str(n) for n in sorted({len(arm["seeds"]) for arm in table["arms"]}))
-
-
-def _difference(arm: dict[str, Any]) -> list[str]:
-    found = arm.get("difference")
-    if found is None:
-        return [""] * 4
-    rows = found["rows"]
-    return [
-        plus_minus(signed(found["mean"]), found["low"], found["high"]) + _MARK[found["outcome"]],
-        f"{signed(rows[0])} {signed(rows[1])}" if rows else "-",
-        "-" if _missing(found["p_holm"]) else f"{found['p_holm']:.3f}",
-        f"{arm['win']}/{arm['tie']}/{arm['loss']}",
-    ]
 
 
 def _costs(table: dict[str, Any], summary: dict[str, Any]) -> Sheet:
@@ -268,16 +203,16 @@ def _updates(updates: list[int] | None) -> str:
 
 
 def _by_task(table: dict[str, Any]) -> Sheet:
-    base, names = table["baseline"], _short_names(table)
+    base, names = table["baseline"], short_names(table)
     rows = []
     for arm in table["arms"]:
         differences = arm.get("task_differences", {})
-        marks = {task: _MARK[row["outcome"]] for task, row in differences.items()}
+        marks = {task: MARK[row["outcome"]] for task, row in differences.items()}
         cells = (score(arm["tasks"][task]["mean"]) + marks.get(task, "") for task in table["tasks"])
         rows.append((names[arm["arm"]], *cells, score(arm["mean"])))
     note = f"+ or -: better or worse than {base}: all intervals of the difference exclude 0"
     return Sheet(
-        title=f"{heading(table)}: test score by task, {_num_seeds(table)} seeds",
+        title=f"{heading(table)}: test score by task, {num_seeds(table)} seeds",
         columns=("", *table["tasks"], "mean"),
         rows=tuple(rows),
         notes=(note,) if base is not None else (),
@@ -292,40 +227,14 @@ def _partitions(table: dict[str, Any]) -> Sheet:
             f"{score(min(found['null']))} to {score(max(found['null']))}",
             f"{len(found['null'])} of {found['existing'] - 1}",
             f"{found['p_value']:.3f}",
-            "-" if _missing(found["z"]) else f"{found['z']:+.1f}",
+            "-" if missing(found["z"]) else f"{found['z']:+.1f}",
             f"{score(found['sd_partitions'])}, {score(found['sd_seeds'])}",
         )
         for found in table["partitions"]
     )
     return Sheet(
         title=f"{heading(table)}: a plan among random ones of the same sizes, "
-        f"{_num_seeds(table)} seeds",
+        f"{num_seeds(table)} seeds",
         columns=("plan", "score", "random", "tried", "p (rank)", "z", "sd plans, seeds"),
         rows=rows,
     )
-
-
-def score(value: float | None) -> str:
-    """Return a score with three digits; a dash where there is none."""
-    return "-" if _missing(value) else f"{value:.3f}"
-
-
-def signed(value: float | None) -> str:
-    """Return a difference with its sign."""
-    return "-" if _missing(value) else f"{value:+.3f}"
-
-
-def plus_minus(value: str, low: float | None, high: float | None) -> str:
-    """Return a value with the half width of its symmetric interval."""
-    if low is None or high is None or _missing(low) or _missing(high):
-        return value
-    return f"{value} ±{(high - low) / 2:.3f}"
-
-
-def _missing(value: float | None) -> bool:
-    return value is None or math.isnan(value)
-
-
-def to_markdown(sheets: Sequence[Sheet]) -> str:
-    """Return sheets one after the other."""
-    return "\n".join(sheet.to_markdown() for sheet in sheets)
