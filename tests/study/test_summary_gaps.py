@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from coadapt.study import comparison, summarize
@@ -204,3 +205,20 @@ def test_where_every_trial_diverged_no_final_run_counts(small):
         f"private-R8-n8/final_seed{seed}": "not run: every trial diverged" for seed in range(3)
     }
     assert arm_of(summary["tables"][0], "private-R8")["seeds"] == []
+
+
+def test_a_win_asks_that_other_rows_agree_too(small):
+    """One row of sixteen makes the difference for every seed; it may not be among other rows."""
+    for name, wrong in (("lora-R8-n8", 1), ("private-R8-n8", 0)):
+        for seed in (0, 1, 2):
+            found = dict(small.arms[name].predictions[seed])
+            labels = small.labels["topic"]
+            found["topic"] = labels, np.concatenate([(labels[:wrong] + 1) % 3, labels[wrong:]])
+            scores = {**small.arms[name].scores[seed], "topic": 1 - wrong / len(labels)}
+            train = small.trained[name][seed]
+            cell = small.final(name, seed)
+            write_cell(small.folder, cell, scores=scores, train=train, predictions=found)
+    row = arm_of(table_of(small), "private-R8")["task_differences"]["topic"]
+    assert row["mean"] == row["low"] == 1 / 16
+    assert row["rows"][0] == 0
+    assert row["outcome"] == "tie"
