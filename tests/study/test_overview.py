@@ -35,6 +35,15 @@ def test_the_baseline_shows_its_score_and_the_others_their_difference():
     assert found["frozen"] == ("-", "+0.012 ±0.043")  # not run with 30 rows
 
 
+def test_a_baseline_that_has_not_been_run_leaves_dashes():
+    base = arm_of("lora", base=True, seeds=[], mean=float("nan"), low=None, high=None)
+    arms = [base, arm_of("private", base=True)]
+    (sheet,) = overview_sheets(summary_of(table_of(arms, rows=30), *tables_at(100)))
+    found = {row[0]: row[1:] for row in sheet.rows}
+    assert (found["lora"][0], found["private"][0]) == ("-", "-")
+    assert "over 0 or 3 seeds" in sheet.title
+
+
 def test_without_a_baseline_scores_stand_alone():
     arms = [arm_of("lora", base=True), arm_of("private", base=True)]
     summary = summary_of(*(table_of(arms, rows=n, baseline=None) for n in (30, 100)))

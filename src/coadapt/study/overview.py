@@ -37,7 +37,7 @@ def _overview(tables: list[dict[str, Any]]) -> Sheet:
     parts.append(f"rank budget {first['budget']}" if first["budget"] else None)
     told = ", ".join(part for part in parts if part)
     what = f"difference to {names[base]}, whose own score stands there" if base else "scores"
-    seeds = " or ".join(dict.fromkeys(num_seeds(table) for table in tables))
+    arms = [arm for table in tables for arm in table["arms"]]
     return Sheet(
         title=f"{told}: mean test score by training rows a task, {what}; ± 95 % over {seeds} seeds",
         columns=("", *(f"{table['rows']} rows" for table in tables)),
@@ -49,6 +49,6 @@ def _cell(table: dict[str, Any], name: str, base: str | None) -> str:
     arm = next((arm for arm in table["arms"] if arm["arm"] == name), None)
     if arm is None:
         return "-"
-    if name == base or "difference" not in arm:
+    if base in (name, None):
         return plus_minus(score(arm["mean"]), arm["low"], arm["high"])
-    return difference(arm)[0]
+    return difference(arm)[0] or "-"  # a baseline that has not been run gives none
