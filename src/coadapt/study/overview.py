@@ -38,6 +38,7 @@ def _overview(tables: list[dict[str, Any]]) -> Sheet:
     told = ", ".join(part for part in parts if part)
     what = f"difference to {names[base]}, whose own score stands there" if base else "scores"
     arms = [arm for table in tables for arm in table["arms"]]
+    seeds = num_seeds({"arms": arms})
     return Sheet(
         title=f"{told}: mean test score by training rows a task, {what}; ± 95 % over {seeds} seeds",
         columns=("", *(f"{table['rows']} rows" for table in tables)),
