@@ -33,7 +33,8 @@ def runs(tiny_bert, toy_suite_files, tmp_path_factory):
     two = {**toy_suite_files, "tasks": {t: toy_suite_files["tasks"][t] for t in ("same", "topic")}}
     for name, suite, recipe, options in (
         ("lora0", toy_suite_files, "lora", {}),
-        ("lora1", toy_suite_files, "lora", {"seed": 1}),
+        # A study draws other training rows for another seed.
+        ("lora1", {**toy_suite_files, "draw": 1}, "lora", {"seed": 1}),
         ("private0", toy_suite_files, "private", {}),
         ("private1", toy_suite_files, "private", {"seed": 1, "training": QUICK}),
         ("fast0", toy_suite_files, "lora", {"training": fast}),

@@ -193,12 +193,12 @@ def test_regret_is_against_the_policies_that_were_run(make):
 
 
 def test_tables_come_by_rows_and_tasks_with_their_own_arms(make):
-    sets = {"two": ["topic", "same"], "all": list(METRICS)}
+    sets = {"three": ["topic", "same", "sentiment"], "all": list(METRICS)}
     recipes = {"lora": None, "frozen": None, "clustered": {"plans": ["pairs", "chance"]}}
     fake = make(rows=[8, 12], tasks=sets, recipes=recipes, budgets=[2, 8])
     summary = summarize(fake.grid, fake.folder)
     heads = [(t["rows"], t["subset"], t["budget"], t["tasks"]) for t in summary["tables"]]
-    assert heads == [(n, s, r, sets[s]) for n in (8, 12) for s in ("two", "all") for r in (2, 8)]
+    assert heads == [(n, s, r, sets[s]) for n in (8, 12) for s in ("three", "all") for r in (2, 8)]
     for table in summary["tables"]:
         frozen = arm_of(table, "frozen")
         wanted = slow.describe(
@@ -206,8 +206,7 @@ def test_tables_come_by_rows_and_tasks_with_their_own_arms(make):
         )
         assert_same({key: frozen[key] for key in wanted}, wanted)
         assert frozen["difference"]["num"] == 3
-        # Of a set with one cluster left there is no other partition.
-        assert bool(table["partitions"]) is (table["subset"] == "all")
+        assert [found["existing"] for found in table["partitions"]] == [3]
     # The same arm on growing sets, scored on what is in all of them; no random partitions.
     arms = ["lora-R2", "lora-R8", "frozen", "clustered-pairs-R2", "clustered-pairs-R8"]
     series = summary["over_tasks"]
@@ -216,14 +215,14 @@ def test_tables_come_by_rows_and_tasks_with_their_own_arms(make):
         small, large = (fake.arms[f"{found['arm']}-n{found['rows']}-{s}"] for s in sets)
         small, large = (copy.copy(arm) for arm in (small, large))
         small.name, large.name = sets
-        metrics = {task: METRICS[task] for task in sets["two"]}
+        metrics = {task: METRICS[task] for task in METRICS if task in sets["three"]}
         difference = slow.compare(
             [large], small, metrics, effect=EFFECT, num_resamples=NUM_RESAMPLES
         )
-        assert found["tasks"] == sets["two"]
-        described = [slow.describe(arm, sets["two"]) for arm in (small, large)]
+        assert found["tasks"] == list(metrics)
+        described = [slow.describe(arm, list(metrics)) for arm in (small, large)]
         assert_same(found["points"], [
-            {"set": "two", "num_tasks": 2, **described[0]},
+            {"set": "three", "num_tasks": 3, **described[0]},
             {"set": "all", "num_tasks": 4, **described[1], **difference["all"]},
         ])  # fmt: skip
 
