@@ -41,7 +41,8 @@ def trial(payloads):
 def test_a_job_is_trained_and_scored(trial, bench, done):
     told = []
     found = bench.run_job(trial, lambda step, of: told.append((step, of)))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert (told[0], told[-1]) == ((1, 4), (4, 4))  # those between, if they take long enough
+    assert told == sorted(set(told))
     assert found.keys() >= {"train", "curve", "metrics", "environment"}
     json.dumps(found, allow_nan=False)
     assert list(found["metrics"]) == ["validation"]

@@ -124,6 +124,8 @@ class ConsoleWatcher(AbstractWatcher):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        for task in self._workers.values():  # what they did last is of no interest any more
+            self._progress.remove_task(task)
         self._progress.stop()
 
     def expect(self, group: Group, trials: list[Cell], finals: list[Cell]) -> None:

@@ -101,13 +101,16 @@ def _clear(folder: Path, config: RunConfig, suite: TaskSuite) -> None:
 
 
 class _Told(TrainerCallback):
-    """Passes the step on, a few times a second at most."""
+    """Passes the step on, a few times a second at most, and the last one."""
 
     def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+        self._tell, self._told = tell, 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._tell(state.global_step, state.max_steps)
+        now = time.monotonic()
+        if now - self._told > 0.2 or state.global_step == state.max_steps:
+            self._told = now
+            self._tell(state.global_step, state.max_steps)
 
 
 def _curve(run: Run) -> list[tuple[int, float]]:
