@@ -101,20 +101,12 @@ def load_backbone(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMo
     Raises:
         InputError: if nothing loads under that name, or the pooler asked for was never trained.
     """
-    path = resolve_model(config.name)
-    try:
-        hf_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model '{config.name}' could not be loaded: {error}") from error
-    if not config.backbone_dropout:
-        _drop_dropout(hf_config)
-    declared = config.pooling if config.pooling != "auto" else _declared_pooling(path)
+    path, hf_config, declared = _read_config(config)
     kwargs: dict[str, Any] = {"config": hf_config, "dtype": dtype, "use_safetensors": True}
     attention = config.attn_implementation or (None if torch.cuda.is_available() else "eager")
     if attention is not None:
         kwargs["attn_implementation"] = attention
-    if declared in ("mean", "cls") and _takes_pooling_argument(hf_config):
-        kwargs["add_pooling_layer"] = False
+    kwargs |= _pooling_argument(declared, hf_config)
     try:
         with quiet_loading():
             backbone, info = AutoModel.from_pretrained(
@@ -132,6 +124,34 @@ def load_backbone(config: ModelConfig, dtype: torch.dtype) -> tuple[PreTrainedMo
     return backbone, pooling
 
 
+def empty_backbone(config: ModelConfig) -> PreTrainedModel:
+    """Return what :func:`load_backbone` loads, but without weights (torch's meta device).
+
+    Raises:
+        InputError: if there is no configuration under that name.
+    """
+    _, hf_config, declared = _read_config(config)
+    with torch.device("meta"):
+        backbone = AutoModel.from_config(
+            hf_config,
+            trust_remote_code=config.trust_remote_code,
+            **_pooling_argument(declared, hf_config),
+        )
+    return backbone.requires_grad_(False)
+
+
+def _read_config(config: ModelConfig) -> tuple[str, Any, Pooling | None]:
+    """Return where the model lies, its configuration, and the pooling that it or we declare."""
+    path = resolve_model(config.name)
+    try:
+        hf_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model '{config.name}' could not be loaded: {error}") from error
+    if not config.backbone_dropout:
+        _drop_dropout(hf_config)
+    return path, hf_config, config.pooling if config.pooling != "auto" else _declared_pooling(path)
+
+
 def _drop_dropout(hf_config: Any) -> None:
     for key, value in hf_config.to_dict().items():
         if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
@@ -146,12 +166,14 @@ def _declared_pooling(path: str) -> Pooling | None:
     return "cls" if declared.get("pooling_mode_cls_token") else "mean"
 
 
-def _takes_pooling_argument(hf_config: Any) -> bool:
+def _pooling_argument(declared: Pooling | None, hf_config: Any) -> dict[str, Any]:
+    """Return what leaves out a pooler that will not be used, where the model's class can."""
     try:
         model_class = AutoModel._model_mapping[type(hf_config)]
     except KeyError:  # code of the model's own
-        return False
-    return "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+        return {}
+    takes = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if takes and declared in ("mean", "cls") else {}
 
 
 def _refuse_missing(config: ModelConfig, info: dict[str, Any]) -> None:

@@ -48,8 +48,9 @@ class Greedy(AbstractPartitioned):
 
 @pytest.mark.parametrize("targets", ["attention", "all-linear", ["query"]], ids=str)
 @pytest.mark.parametrize("name", PLANS)
-def test_count_is_that_of_the_model(name, targets, tiny_bert, toy_suite_dict):
-    data = model_of(tiny_bert, target_modules=targets, pooling="pooler")
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])  # with the first the pooler is left out
+def test_count_is_that_of_the_model(pooling, name, targets, tiny_bert, toy_suite_dict):
+    data = model_of(tiny_bert, target_modules=targets, pooling=pooling)
     config = parse(ModelConfig, data, "test")
     recipe, plan = RECIPES[name].recipe, PLANS[name]
     model = build_model(config, load_suite(toy_suite_dict).tasks, recipe, plan)

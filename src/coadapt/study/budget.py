@@ -4,14 +4,10 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel
 
-from coadapt._errors import InputError
 from coadapt.adapters import Route, target_names
-from coadapt.assets import resolve_model
-from coadapt.backbone import ModelConfig
+from coadapt.backbone import ModelConfig, empty_backbone
 from coadapt.planning import Plan
 from coadapt.recipe import RECIPES, Recipe
 from coadapt.structures import Site
@@ -47,14 +43,7 @@ class Counter:
 
     def __init__(self, config: ModelConfig) -> None:
         self._config = config
-        path, trust = resolve_model(config.name), config.trust_remote_code
-        try:
-            hf_config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
-        except (OSError, ValueError) as error:
-            raise InputError(f"model '{config.name}' could not be loaded: {error}") from error
-        with torch.device("meta"):
-            self._backbone = AutoModel.from_config(hf_config, trust_remote_code=trust)
-        self._backbone.requires_grad_(False)
+        self._backbone = empty_backbone(config)
 
     @property
     def num_weights(self) -> int:

@@ -101,16 +101,13 @@ def _clear(folder: Path, config: RunConfig, suite: TaskSuite) -> None:
 
 
 class _Told(TrainerCallback):
-    """Passes the step on, a few times a second at most, and the last one."""
+    """Passes the step on."""
 
     def __init__(self, tell: Tell) -> None:
-        self._tell, self._told = tell, 0.0
+        self._tell = tell
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        now = time.monotonic()
-        if now - self._told > 0.2 or state.global_step == state.max_steps:
-            self._told = now
-            self._tell(state.global_step, state.max_steps)
+        self._tell(state.global_step, state.max_steps)
 
 
 def _curve(run: Run) -> list[tuple[int, float]]:
@@ -129,8 +126,13 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1) as out:
         os.dup2(2, 1)  # what libraries print goes to the log
 
+        told = 0.0
+
         def tell(step: int, of: int) -> None:
-            out.write(json.dumps({"kind": "step", "data": {"step": step, "of": of}}) + "\n")
+            nonlocal told
+            if step == of or time.monotonic() - told > 0.2:  # as often as a display is drawn
+                told = time.monotonic()
+                out.write(json.dumps({"kind": "step", "data": {"step": step, "of": of}}) + "\n")
 
         while True:
             event = _attempt(bench, json.loads(jobs.get()), tell)
