@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from coadapt.study import comparison
 from coadapt.study.grid import Grid
 from coadapt.study.worker import Bench
 from coadapt.tasks import TaskSuite
+from tests.study.fake_cells import NUM_RESAMPLES, fake_study
 from tests.study.inline import Inline, grid_of, run_inline, study_of
 
 
@@ -58,3 +60,21 @@ def done(tiny_bert, toy_suite_files, tmp_path_factory, bench) -> Done:
 def copied(done, tmp_path) -> Path:
     """The test's own copy of that study's folder."""
     return shutil.copytree(done.folder, tmp_path / "copied")
+
+
+@pytest.fixture(scope="module")
+def few_resamples():
+    """As many as the slow oracle can do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "NUM_RESAMPLES", NUM_RESAMPLES)
+        yield
+
+
+@pytest.fixture(scope="module")
+def fake_of(tiny_bert, toy_suite_files, tmp_path_factory):
+    """Returns a study of hand-written records, with some keys of its own."""
+
+    def make(**keys):
+        return fake_study(tmp_path_factory.mktemp("fake"), tiny_bert, toy_suite_files, **keys)
+
+    return make

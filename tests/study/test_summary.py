@@ -6,7 +6,7 @@ import math
 import pytest
 
 from coadapt._stats import num_partitions
-from coadapt.study import comparison, summarize
+from coadapt.study import summarize
 from coadapt.study.comparison import finite
 from tests.reference import slow_summary as slow
 from tests.study.fake_cells import (
@@ -18,32 +18,16 @@ from tests.study.fake_cells import (
     all_sheets,
     arm_of,
     assert_same,
-    fake_study,
     table_of,
 )
 from tests.toy_runs import content_of
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "NUM_RESAMPLES", NUM_RESAMPLES)
-        yield
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 @pytest.fixture(scope="module")
-def make(tiny_bert, toy_suite_files, tmp_path_factory):
-    """Returns a fake of the study with some keys of its own."""
-
-    def make(**keys):
-        return fake_study(tmp_path_factory.mktemp("fake"), tiny_bert, toy_suite_files, **keys)
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def fake(make):
-    return make(first="f1")
+def fake(fake_of):
+    return fake_of(first="f1")
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +124,8 @@ def test_what_stands_beside_the_tables(summary):
     assert "smaller than the 5 blocks" in summary["infeasible"]["shared_private-R4-n8"]
 
 
-def test_a_summary_is_the_same_each_time_and_changes_no_file(make):
-    small = make(recipes=["lora", "private"], plans={}, budgets=[8])
+def test_a_summary_is_the_same_each_time_and_changes_no_file(fake_of):
+    small = fake_of(recipes=["lora", "private"], plans={}, budgets=[8])
     before = content_of(small.folder)
     first, second = (summarize(small.grid, small.folder) for _ in range(2))
     assert first == second
@@ -151,13 +135,13 @@ def test_a_summary_is_the_same_each_time_and_changes_no_file(make):
 # Policies, partitions, sets of tasks --------------------------------------------------------
 
 
-def test_a_plan_among_some_of_the_partitions(make):
+def test_a_plan_among_some_of_the_partitions(fake_of):
     clusters = {"a": ["sentiment", "degree"], "b": ["topic"], "c": ["same"]}
     plans = {
         "pairs": {"kind": "clusters", "clusters": clusters},
         "chance": {"kind": "random", "like": "pairs", "count": 4},
     }
-    fake = make(plans=plans, budgets=[8])
+    fake = fake_of(plans=plans, budgets=[8])
     random = [fake.arms[f"clustered-chance.{i}-R8-n8"] for i in range(4)]
     observed, tasks = fake.arms["clustered-pairs-R8-n8"], list(METRICS)
     (found,) = table_of(fake)["partitions"]
@@ -176,8 +160,8 @@ def test_a_plan_among_some_of_the_partitions(make):
     assert table_of(fake)["partitions"] == []
 
 
-def test_regret_is_against_the_policies_that_were_run(make):
-    fake = make(recipes={"lora": None, "frozen": None}, plans={}, budgets=[8])
+def test_regret_is_against_the_policies_that_were_run(fake_of):
+    fake = fake_of(recipes={"lora": None, "frozen": None}, plans={}, budgets=[8])
     rows = table_of(fake)["arms"]
     shared, frozen = (
         slow.mean_score(fake.arms[n], list(METRICS)) for n in ("lora-R8-n8", "frozen-n8")
@@ -187,15 +171,15 @@ def test_regret_is_against_the_policies_that_were_run(make):
         {"always shared": shared - frozen, "best": shared - frozen},
     ])  # fmt: skip
     assert shared > frozen
-    alone = make(recipes={"frozen": None}, plans={}, baseline="frozen")
+    alone = fake_of(recipes={"frozen": None}, plans={}, baseline="frozen")
     (row,) = table_of(alone)["arms"]
     assert "regret" not in row
 
 
-def test_tables_come_by_rows_and_tasks_with_their_own_arms(make):
+def test_tables_come_by_rows_and_tasks_with_their_own_arms(fake_of):
     sets = {"three": ["topic", "same", "sentiment"], "all": list(METRICS)}
     recipes = {"lora": None, "frozen": None, "clustered": {"plans": ["pairs", "chance"]}}
-    fake = make(rows=[8, 12], tasks=sets, recipes=recipes, budgets=[2, 8])
+    fake = fake_of(rows=[8, 12], tasks=sets, recipes=recipes, budgets=[2, 8])
     summary = summarize(fake.grid, fake.folder)
     heads = [(t["rows"], t["subset"], t["budget"], t["tasks"]) for t in summary["tables"]]
     assert heads == [(n, s, r, sets[s]) for n in (8, 12) for s in ("three", "all") for r in (2, 8)]

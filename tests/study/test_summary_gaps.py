@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from coadapt.study import comparison, summarize
+from coadapt.study import summarize
 from coadapt.study.comparison import finite
 from tests.reference import slow_summary as slow
 from tests.study.fake_cells import (
@@ -16,33 +16,17 @@ from tests.study.fake_cells import (
     all_sheets,
     arm_of,
     assert_same,
-    fake_study,
     table_of,
     write_cell,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "NUM_RESAMPLES", NUM_RESAMPLES)
-        yield
-
-
-@pytest.fixture(scope="module")
-def make(tiny_bert, toy_suite_files, tmp_path_factory):
-    """Returns a fake of the study with some keys of its own."""
-
-    def make(**keys):
-        return fake_study(tmp_path_factory.mktemp("fake"), tiny_bert, toy_suite_files, **keys)
-
-    return make
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 @pytest.fixture
-def small(make):
+def small(fake_of):
     """The test's own, of two recipes and one budget."""
-    return make(recipes={"lora": None, "private": None}, plans={}, budgets=[8], tuning_seeds=[0])
+    return fake_of(recipes={"lora": None, "private": None}, plans={}, budgets=[8], tuning_seeds=[0])
 
 
 def test_missing_cells_are_told_and_seeds_paired_without_them(small):
@@ -149,8 +133,8 @@ def test_without_the_baseline_scores_stand_alone(small):
     assert "|  |  |  |  |\n" in text
 
 
-def test_where_the_baseline_cannot_be_there_is_none(make):
-    fake = make(
+def test_where_the_baseline_cannot_be_there_is_none(fake_of):
+    fake = fake_of(
         recipes={"lora": None, "private": None, "frozen": None}, plans={},
         baseline="private", budgets=[8, 3],
     )  # fmt: skip
@@ -162,8 +146,8 @@ def test_where_the_baseline_cannot_be_there_is_none(make):
     assert "|  | score |\n" in all_sheets(fake)
 
 
-def test_one_seed_bounds_nothing(make):
-    fake = make(recipes={"lora": None, "private": None}, plans={}, budgets=[8], seeds=[4])
+def test_one_seed_bounds_nothing(fake_of):
+    fake = fake_of(recipes={"lora": None, "private": None}, plans={}, budgets=[8], seeds=[4])
     table = table_of(fake)
     row = arm_of(table, "private-R8")
     assert math.isnan(row["low"])
@@ -191,10 +175,10 @@ def test_without_all_predictions_seeds_alone_decide(small):
     assert " + | - | " in all_sheets(small)
 
 
-def test_seeds_that_no_one_could_run_are_not_told(make):
+def test_seeds_that_no_one_could_run_are_not_told(fake_of):
     keys = {"recipes": {"lora": None, "private": None}, "plans": {}, "budgets": [8]}
-    assert arm_of(table_of(make(**keys, effect=1e-6)), "private-R8")["seeds_needed"] is None
-    assert arm_of(table_of(make(**keys, effect=9.0)), "private-R8")["seeds_needed"] == 2
+    assert arm_of(table_of(fake_of(**keys, effect=1e-6)), "private-R8")["seeds_needed"] is None
+    assert arm_of(table_of(fake_of(**keys, effect=9.0)), "private-R8")["seeds_needed"] == 2
 
 
 def test_where_every_trial_diverged_no_final_run_counts(small):
