@@ -46,6 +46,13 @@ def _device() -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
+def describe_command() -> list[str]:
+    """Return the command line, the program without its folder: results are there to be published."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return [name, *sys.argv[1:]]
+
+
 def peak_memory_mib() -> float:
     """Return the process's peak memory, or the accelerator's where there is one, in MiB."""
     if torch.cuda.is_available():

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments
 
-from coadapt._environment import describe_environment, peak_memory_mib
+from coadapt._environment import describe_command, describe_environment, peak_memory_mib
 from coadapt._errors import InputError
 from coadapt._files import read_json, write_json, write_text
 from coadapt.arguments import training_arguments
@@ -217,7 +216,7 @@ def _check_same(checkpoint: Path, config_hash: str) -> None:
 def _marked(output: Path, config: RunConfig, config_hash: str, *, main: bool) -> Iterator[None]:
     """Keep result.json's status true: running, failed or cancelled."""
     run: dict[str, Any] = {
-        "command": sys.argv,
+        "command": describe_command(),
         "config_hash": config_hash,
         "recipe": config.recipe_name,
         "seed": config.seed,

@@ -1,9 +1,9 @@
 """A cell's result file: one JSON a cell, whatever became of it."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
+from coadapt._environment import describe_command
 from coadapt._errors import InputError
 from coadapt._files import read_json, write_json
 from coadapt.config import to_plain
@@ -56,7 +56,7 @@ def write_record(
             "hash": cell.hash,
         },
         "run": {
-            "command": sys.argv,
+            "command": describe_command(),
             "config": to_plain(cell.config),
             "seed": cell.seed,
             "status": status,
