@@ -7,6 +7,7 @@ import torch
 
 import coadapt
 from coadapt import InputError, fitting, training
+from coadapt._environment import describe_command
 from coadapt._errors import TrainingDiverged
 from coadapt.arguments import DEFAULT_TRAINING, training_arguments
 from coadapt.checkpoints import last_checkpoint
@@ -366,3 +367,9 @@ def test_run_that_was_ended_is_kept_and_marked(
     assert run["status"] == status
     assert run["error"].startswith("KeyboardInterrupt" if status == "cancelled" else "RuntimeError")
     assert last_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-3"
+
+
+@pytest.mark.parametrize("program", ["/home/me/bin/coadapt", "/home/me/coadapt/__main__.py"])
+def test_results_name_the_command_without_its_folder(program, monkeypatch):
+    monkeypatch.setattr("sys.argv", [program, "train", "train.yaml"])
+    assert describe_command() == ["coadapt", "train", "train.yaml"]

@@ -47,7 +47,7 @@ def _device() -> str:
 
 
 def describe_command() -> list[str]:
-    """Return the command line, the program without its folder: results are there to be published."""
+    """Return the command line; the program without its folder, since results get published."""
     program = Path(sys.argv[0])
     name = program.parent.name if program.name == "__main__.py" else program.name
     return [name, *sys.argv[1:]]
