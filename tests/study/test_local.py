@@ -297,6 +297,24 @@ def test_measured_memory_takes_the_place_of_the_guess(make, memory, tmp_path):
     assert running(executor) == {"d"}
 
 
+@pytest.mark.parametrize(("available", "both"), [(299, False), (300, True)])
+def test_what_a_free_worker_holds_serves_its_next_job(available, both, make, memory, tmp_path):
+    executor, memory.available = make(workers=2), 100 * MIB
+    for name in ("a", "b", "c", "d"):
+        executor.submit(job(name, "wait", needs=name, memory=MIB, until=str(tmp_path / name)))
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    wait(executor, "a", "b")
+    for name in ("c", "d"):
+        (tmp_path / name).touch()
+    wait(executor, "c", "d")
+    # Both workers are there, and each may grow by 1150 - 1000.
+    memory.available, memory.held = available * MIB, 1000 * MIB
+    for name in ("e", "f"):
+        executor.submit(job(name, "wait", memory=1000 * MIB, until=str(tmp_path / name)))
+    assert running(executor) == ({"e", "f"} if both else {"e"})
+
+
 def test_memory_is_that_of_the_process(make, tmp_path):
     executor = make()
     executor.submit(job("a", "wait", until=str(tmp_path / "a")))

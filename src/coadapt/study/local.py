@@ -166,22 +166,21 @@ class Local(AbstractExecutor):
             job = self._waiting[0]
             busy = [worker for worker in self._workers.values() if worker.job is not None]
             free = [worker for worker in self._workers.values() if worker.job is None]
-            if len(busy) >= self._limit or (busy and not self._has_room(job, busy)):
+            if len(busy) >= self._limit:
+                return
+            growth = sum(self._growth(worker, worker.job) for worker in busy)
+            growth += self._growth(free[0] if free else None, job)
+            if busy and growth > psutil.virtual_memory().available:
                 return
             worker = free[0] if free else self._hire()
             worker.start(self._waiting.popleft())
 
-    def _has_room(self, job: Job, busy: list[_Worker]) -> bool:
-        """Return whether a job fits beside those that run, at what they may still grow to."""
-        growth = sum(
-            max(0, self._needed(worker.job) - worker.memory())
-            for worker in busy
-            if worker.job is not None
-        )
-        return psutil.virtual_memory().available >= growth + self._needed(job)
-
-    def _needed(self, job: Job) -> int:
-        return int(_SPARE * self._seen.get(job.needs, job.memory))
+    def _growth(self, worker: _Worker | None, job: Job | None) -> int:
+        """Return the bytes that a worker, or a new one, may still ask for with a job."""
+        if job is None:
+            return 0
+        needed = int(_SPARE * self._seen.get(job.needs, job.memory))
+        return max(0, needed - (worker.memory() if worker is not None else 0))
 
     def _hire(self) -> _Worker:
         index = next(i for i in range(self._limit) if i not in self._workers)
