@@ -30,7 +30,7 @@ from coadapt import Plan, TaskSuite, load_suite, train
 from coadapt._stats import mean_interval
 from coadapt.assets import resolve_model
 from coadapt.backbone import has_fast_bfloat16
-from coadapt.demo import BUDGET, CLUSTERS, MODEL
+from coadapt.demo import BUDGET, MODEL
 
 SCALE, BATCH, WARMUP, DECAY, TEST_ROWS = 2.0, 32, 0.06, 0.01, 400
 # (epochs, rate) a regime and number of rows, the same for both sides: the first one is the design's
@@ -38,6 +38,13 @@ SCALE, BATCH, WARMUP, DECAY, TEST_ROWS = 2.0, 32, 0.06, 0.01, 400
 TUNING = {
     60: {"shared": (24, 2e-3), "clustered": (24, 2e-3), "private": (48, 3e-3)},
     600: {"shared": (6, 2e-3), "clustered": (6, 2e-3), "private": (10, 3e-3)},
+}
+
+# Families: the same questions under two label sets, spam, and sentiment in four domains.
+CLUSTERS = {
+    "questions": ["trec6", "trec50"],
+    "spam": ["spam"],
+    "sentiment": ["tweets", "amazon", "movie", "nyt"],
 }
 
 

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from coadapt import demo
-from coadapt.planning import Plan
+from coadapt.config import load_yaml
+from coadapt.diagnosis import load_diagnosis
 from coadapt.tasks import load_suite
 
 
@@ -16,12 +17,11 @@ def small_demo(monkeypatch, tiny_bert, toy_suite_dict):
     suite = load_suite(toy_suite_dict)
     monkeypatch.setattr(demo, "BACKBONE", {"name": str(tiny_bert), "max_length": 32})
     monkeypatch.setattr(demo, "load_suite", lambda *_, **__: suite)
-    plan = Plan.clustered({"some": suite.names[:2], "rest": suite.names[2:]}, demo.BUDGET)
     entries = [
         demo.Entry(recipe="frozen", learning_rate=1e-2, epochs=2),
         demo.Entry(recipe="lora", learning_rate=1e-3, epochs=2),
         demo.Entry(recipe="private", learning_rate=1e-3, epochs=2),
-        demo.Entry(recipe="clustered", learning_rate=1e-3, epochs=2, plan=plan),
+        demo.Entry(recipe="clustered", learning_rate=1e-3, epochs=2),
     ]
     monkeypatch.setattr(demo, "ENTRIES", entries)
     return suite
@@ -42,6 +42,21 @@ def test_demo_compares_exports_and_checks(small_demo, tmp_path):
     assert all(updates[task] > 0 for task in small_demo.names)
 
 
+def test_the_demo_diagnoses_and_plans_first(small_demo, tmp_path):
+    printed = io.StringIO()
+    written = demo.run_demo(
+        tmp_path / "demo", quick=False, seed=0, console=Console(file=printed, width=80)
+    )
+    text = printed.getvalue()
+    assert text.index("diagnose") < text.index("plan: ") < text.index("frozen")
+    found = load_diagnosis(tmp_path / "demo/diagnosis.json")
+    assert found.tasks == small_demo.names
+    trained = load_yaml(tmp_path / "demo/clustered/plan.yaml")
+    assert trained == load_yaml(tmp_path / "demo/plan.yaml") == written["plan"]
+    assert 1 < len(trained["blocks"]) < len(small_demo.names)
+    assert sum(block["rank"] for block in trained["blocks"].values()) == demo.BUDGET
+
+
 def test_a_second_demo_takes_the_finished_runs(small_demo, tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=80)
     first = demo.run_demo(tmp_path / "demo", quick=True, seed=0, console=console)
@@ -57,7 +72,3 @@ def test_a_second_demo_takes_the_finished_runs(small_demo, tmp_path, monkeypatch
 def test_entries_are_what_the_demo_promises():
     by_name = {entry.recipe: entry for entry in demo.ENTRIES}
     assert list(by_name) == ["frozen", "lora", "private", "clustered"]
-    plan = by_name["clustered"].plan
-    assert plan is not None
-    assert plan.budget == demo.BUDGET
-    assert set(plan.tasks) == set(load_suite("demo").names)

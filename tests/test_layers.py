@@ -16,7 +16,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Lowest first. A module may import modules of its own level and below. A package is one unit, its
 # modules sit where it does, unless one of them has an entry of its own: the longest entry decides.
 LEVELS = [
-    ["_errors", "_version", "_environment", "_files", "_seeds", "_stats", "_linalg", "theory"],
+    [
+        *("_errors", "_version", "_environment", "_files", "_seeds"),
+        *("_stats", "_linalg", "_sheet", "theory"),
+    ],
     ["config", "_yaml", "assets"],
     ["tasks", "suites"],
     ["adapters"],
@@ -27,9 +30,12 @@ LEVELS = [
         *("checkpoints", "saving", "_progress", "arguments", "training", "runs", "fitting"),
         *("evaluation", "prediction", "predictions", "exporting", "importing"),
     ],
+    ["diagnosis"],
+    ["planners"],
     ["study"],
     ["__init__"],
     ["demo", "_demo_tables"],
+    ["verbs"],
     ["cli"],
     ["__main__"],
 ]

@@ -16,7 +16,15 @@ from coadapt._version import __version__
 
 if TYPE_CHECKING:
     from coadapt.backbone import ModelConfig
+    from coadapt.diagnosis import (
+        Diagnosis,
+        diagnose,
+        diagnose_adapters,
+        diagnose_run,
+        load_diagnosis,
+    )
     from coadapt.fitting import train
+    from coadapt.planners import plan
     from coadapt.planning import Block, Plan
     from coadapt.recipe import RECIPES, Recipe, list_methods
     from coadapt.runs import Run, load_run
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
 _HOME = {
     "AssetSource": "tasks",
     "Block": "planning",
+    "Diagnosis": "diagnosis",
     "FileSource": "tasks",
     "HubSource": "tasks",
     "ModelConfig": "backbone",
@@ -36,6 +45,11 @@ _HOME = {
     "Run": "runs",
     "Task": "tasks",
     "TaskSuite": "tasks",
+    "diagnose": "diagnosis",
+    "diagnose_adapters": "diagnosis",
+    "diagnose_run": "diagnosis",
+    "load_diagnosis": "diagnosis",
+    "plan": "planners",
     "compare": "study",
     "list_methods": "recipe",
     "load_run": "runs",
@@ -48,6 +62,7 @@ __all__ = [
     "RECIPES",
     "AssetSource",
     "Block",
+    "Diagnosis",
     "FileSource",
     "HubSource",
     "InputError",
@@ -59,9 +74,14 @@ __all__ = [
     "TaskSuite",
     "__version__",
     "compare",
+    "diagnose",
+    "diagnose_adapters",
+    "diagnose_run",
     "list_methods",
+    "load_diagnosis",
     "load_run",
     "load_suite",
+    "plan",
     "run_study",
     "train",
 ]

@@ -1,15 +1,21 @@
-"""The embedded default: a real encoder, seven real tasks, four ways to share, adapters to ship."""
+"""The embedded default: a real encoder, seven real tasks; diagnose, plan, adapt, compare, ship."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coadapt._demo_tables import print_comparison
 from coadapt._files import read_json, write_json
+from coadapt.backbone import ModelConfig
+from coadapt.config import to_plain
+from coadapt.diagnosis import Diagnosis, DiagnosisConfig, examine, load_diagnosis
+from coadapt.diagnosis.sheets import pair_sheet
 from coadapt.evaluation import TaskScores, overall
 from coadapt.exporting import verify_peft
 from coadapt.fitting import fit
+from coadapt.loading import Loader
+from coadapt.planners import propose, write_plan
 from coadapt.planning import Plan
 from coadapt.runs import Run
 from coadapt.settings import merge_for_api, resolve
@@ -28,12 +34,6 @@ BUDGET = 8
 CHECKED = 32  # test rows a task on which the export is compared
 ROWS = {"train": 100, "validation": 50, "test": 250}
 QUICK_ROWS = {"train": 60, "validation": 20, "test": 100}
-# Families: the same questions under two label sets, spam, and sentiment in four domains.
-CLUSTERS = {
-    "questions": ["trec6", "trec50"],
-    "spam": ["spam"],
-    "sentiment": ["tweets", "amazon", "movie", "nyt"],
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,6 @@ class Entry:
     recipe: str
     learning_rate: float
     epochs: int
-    plan: Plan | None = field(default=None)
 
     def training(self, quick: bool) -> dict[str, Any]:
         """Return what TrainingArguments get; validation is scored halfway and at the end."""
@@ -68,17 +67,12 @@ ENTRIES = (
     Entry(recipe="frozen", learning_rate=2e-2, epochs=12),
     Entry(recipe="lora", learning_rate=3e-3, epochs=12),
     Entry(recipe="private", learning_rate=6e-3, epochs=18),
-    Entry(
-        recipe="clustered",
-        learning_rate=3e-3,
-        epochs=12,
-        plan=Plan.clustered(CLUSTERS, BUDGET),
-    ),
+    Entry(recipe="clustered", learning_rate=3e-3, epochs=12),  # by the plan that the demo makes
 )
 
 
 def run_demo(output: Path, *, quick: bool, seed: int, console: "Console") -> dict[str, Any]:
-    """Train the demo's recipes, print the comparison, export the clustered one and check it.
+    """Diagnose and plan, train the demo's recipes, compare, export the clustered one and check it.
 
     Args:
         output: a folder; finished runs of the same demo in it are taken as they are.
@@ -94,11 +88,23 @@ def run_demo(output: Path, *, quick: bool, seed: int, console: "Console") -> dic
     limits = QUICK_ROWS if quick else ROWS
     suite = load_suite("demo", overrides=[f"max_rows={limits}"])
     _introduce(suite, quick, console)
+    loader = Loader()
+    plan = _plan(_diagnose(suite, output, seed, loader, console), output, console)
     runs: dict[str, Run] = {}
     scores: dict[str, dict[str, TaskScores]] = {}
     for entry in ENTRIES:
         console.print(f"[bold]{entry.recipe}[/]")
-        run = _train(entry, suite, output / entry.recipe, quick=quick, seed=seed)
+        made = plan if entry.recipe == "clustered" else None
+        data = merge_for_api(
+            BACKBONE,
+            entry.recipe,
+            made,
+            budget=BUDGET if entry.recipe in ("lora", "private") else None,
+            training=entry.training(quick),
+            seed=seed,
+        )
+        config = resolve(data, suite, where="demo")
+        run = fit(config, suite, output / entry.recipe, resume=True, loader=loader)
         runs[entry.recipe], scores[entry.recipe] = run, run.evaluate()
     print_comparison(suite, runs, scores, quick=quick, console=console)
     check = _ship(runs["clustered"], suite, output / "export", console)
@@ -107,6 +113,7 @@ def run_demo(output: Path, *, quick: bool, seed: int, console: "Console") -> dic
         "seed": seed,
         "rows": limits,
         "budget": BUDGET,
+        "plan": to_plain(plan),
         "mean_test_score": {name: overall(found) for name, found in scores.items()},
         "export_max_difference": check,
         "runs": {name: read_json(run.path / "result.json") for name, run in runs.items()},
@@ -126,16 +133,35 @@ def _introduce(suite: TaskSuite, quick: bool, console: "Console") -> None:
         console.print("[yellow]--quick: one epoch each; the scores mean nothing[/]")
 
 
-def _train(entry: Entry, suite: TaskSuite, output: Path, *, quick: bool, seed: int) -> Run:
-    data = merge_for_api(
-        BACKBONE,
-        entry.recipe,
-        entry.plan,
-        budget=BUDGET if entry.recipe in ("lora", "private") else None,
-        training=entry.training(quick),
-        seed=seed,
-    )
-    return fit(resolve(data, suite, where="demo"), suite, output, resume=True)
+def _diagnose(
+    suite: TaskSuite, output: Path, seed: int, loader: Loader, console: "Console"
+) -> Diagnosis:
+    """Measure how the tasks relate; a diagnosis of the same demo is taken as it is."""
+    console.print("[bold]diagnose[/]: which tasks pull the model the same way?")
+    config = DiagnosisConfig(model=ModelConfig(**BACKBONE), seed=seed)
+    file = output / "diagnosis.json"
+    if file.is_file():
+        found = load_diagnosis(file)
+        if found.settings == to_plain(config):
+            return found
+    found = examine(config, suite, console=console, loader=loader)
+    output.mkdir(parents=True, exist_ok=True)
+    found.save(file)
+    return found
+
+
+def _plan(found: Diagnosis, output: Path, console: "Console") -> Plan:
+    """Say who should share; clusters are compared with even where the advice is to share."""
+    console.print(pair_sheet(found, "similarity").to_rich())
+    advice = propose(found, budget=BUDGET)
+    console.print(f"[bold]plan[/]: {advice.sharing}")
+    for reason in advice.reasons:
+        console.print(f"- {reason}", markup=False, highlight=False)
+    if advice.sharing != "clustered":
+        advice = propose(found, budget=BUDGET, sharing="clustered")
+        console.print(f"- to compare: {'; '.join(advice.reasons)}", markup=False, highlight=False)
+    write_plan(advice, output / "plan.yaml")
+    return advice.plan
 
 
 def _ship(run: Run, suite: TaskSuite, folder: Path, console: "Console") -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Bringing adapters in, and adding and removing tasks, without touching the other tasks."""
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,18 +54,21 @@ class PeftAdapter:
     factors: dict[str, tuple[Tensor, Tensor]]
 
 
-def read_peft_adapter(folder: str | Path) -> PeftAdapter:
+def read_peft_adapter(folder: str | Path, *, factors_only: bool = False) -> PeftAdapter:
     """Read a folder that PEFT's LoRA wrote, with rsLoRA and rank and alpha patterns.
 
     Args:
         folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        factors_only: leave out whole modules that were saved beside the factors, such as the
+            classifier of a PEFT model for sequence classification, instead of refusing them.
 
     Raises:
         InputError: if a file is missing or damaged, or the adapter is not a plain LoRA.
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG_FILE)
-    _refuse_other_forms(config, folder / CONFIG_FILE)
+    beside = factors_only and isinstance(config, dict) and config.get("modules_to_save")
+    _refuse_other_forms(config, folder / CONFIG_FILE, allowed={"modules_to_save"} if beside else ())
     path = folder / TENSORS_FILE
     if not path.is_file() and (folder / "adapter_model.bin").is_file():
         raise InputError(
@@ -72,18 +76,21 @@ def read_peft_adapter(folder: str | Path) -> PeftAdapter:
             "with PEFT and save it again: save_pretrained(..., safe_serialization=True)"
         )
     factors = {}
-    for name, (A, B) in _pairs(load_tensors(path), path).items():
+    tensors = load_tensors(path)
+    if beside:
+        tensors = {key: tensor for key, tensor in tensors.items() if KEY.fullmatch(key)}
+    for name, (A, B) in _pairs(tensors, path).items():
         factors[name] = (A.float(), B.float() * _scale(config, name, A.shape[0], folder))
     return PeftAdapter(r=rank_of(factors), factors=factors)
 
 
-def _refuse_other_forms(config: Any, path: Path) -> None:
+def _refuse_other_forms(config: Any, path: Path, allowed: Collection[str]) -> None:
     if not isinstance(config, dict) or "peft_type" not in config:
         raise InputError(f"{path} is no PEFT adapter's configuration: it has no 'peft_type'")
     if config["peft_type"] != "LORA":
         raise InputError(f"{path}: peft_type is {config['peft_type']!r}; only LORA can be imported")
     for key, what in _OTHER_FORMS.items():
-        if config.get(key):
+        if config.get(key) and key not in allowed:
             raise InputError(
                 f"{path}: the adapter has {what} ({key}), so it is more than a low-rank update; "
                 "only a plain LoRA can be imported"

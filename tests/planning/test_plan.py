@@ -1,95 +1,17 @@
-"""Plans: how ranks are split, what a plan refuses, and how tasks come and go."""
-
-from fractions import Fraction
+"""Plans: their shapes, what a plan refuses, and how tasks come and go."""
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coadapt import InputError
 from coadapt.config import dump_yaml, load_yaml, parse, to_plain
-from coadapt.planning import Block, InfeasibleBudget, Plan, allocate_ranks
+from coadapt.planning import Block, InfeasibleBudget, Plan
 
 TASKS = ("sst2", "cola", "mrpc")
 
 
-@st.composite
-def budgets(draw, max_blocks=12, spare=60):
-    """A rank budget that is enough, and the sizes of the blocks."""
-    sizes = draw(st.lists(st.integers(1, 30), min_size=1, max_size=max_blocks))
-    return len(sizes) + draw(st.integers(0, spare)), sizes
-
-
-# allocate_ranks ----------------------------------------------------------------------------------
-
-
-@given(budgets(), st.sampled_from(["uniform", "by_tasks"]))
-def test_ranks_sum_to_the_budget_and_none_is_zero(case, rule):
-    budget, sizes = case
-    ranks = allocate_ranks(budget, sizes, rule)
-    assert len(ranks) == len(sizes)
-    assert sum(ranks) == budget
-    assert min(ranks) >= 1
-    assert all(isinstance(rank, int) for rank in ranks)
-
-
-@given(budgets())
-def test_a_larger_block_never_gets_less_and_an_equal_one_only_by_index(case):
-    budget, sizes = case
-    ranks = allocate_ranks(budget, sizes)
-    for i, (size, rank) in enumerate(zip(sizes, ranks, strict=True)):
-        for later_size, later in zip(sizes[i + 1 :], ranks[i + 1 :], strict=True):
-            if size >= later_size:
-                assert rank >= later
-            else:
-                assert rank <= later
-            if size == later_size:
-                assert rank - later <= 1
-
-
-def largest_remainder(budget, sizes):
-    """Hamilton's method in exact arithmetic, ties to the lower index."""
-    shares = [Fraction(budget * size, sum(sizes)) for size in sizes]
-    ranks = [int(share) for share in shares]
-    order = sorted(range(len(sizes)), key=lambda i: (ranks[i] - shares[i], i))
-    for i in order[: budget - sum(ranks)]:
-        ranks[i] += 1
-    return shares, tuple(ranks)
-
-
-@given(budgets(max_blocks=6, spare=400))
-def test_ranks_are_the_largest_remainders_where_no_floor_binds(case):
-    budget, sizes = case
-    shares, expected = largest_remainder(budget, sizes)
-    assume(min(shares) >= 1)
-    assert allocate_ranks(budget, sizes) == expected
-
-
-@given(st.integers(1, 12), st.integers(0, 40))
-def test_uniform_is_as_equal_as_whole_numbers_allow(num_blocks, spare):
-    ranks = allocate_ranks(num_blocks + spare, range(1, num_blocks + 1), "uniform")
-    whole, left = divmod(num_blocks + spare, num_blocks)
-    assert ranks == (whole + 1,) * left + (whole,) * (num_blocks - left)
-
-
-@pytest.mark.parametrize(
-    ("budget", "sizes", "ranks"),
-    [
-        (8, [1], (8,)),
-        (8, [1, 1, 1], (3, 3, 2)),
-        (8, [2, 1, 4], (2, 1, 5)),
-        (3, [1, 1, 1], (1, 1, 1)),
-        (4, [100, 1, 1], (2, 1, 1)),
-        (7, [3, 3, 1], (3, 3, 1)),
-        (20, [9, 9, 1, 1], (9, 9, 1, 1)),
-        # Remainders .6, .6, .8: in floating point the first two are no tie.
-        (46, [1, 6, 3], (5, 27, 14)),
-        # Both floors are lifted; the lower index keeps what cannot be shared evenly.
-        (5, [10, 10, 1, 1], (2, 1, 1, 1)),
-    ],
-)
-def test_ranks_of_known_cases(budget, sizes, ranks):
-    assert allocate_ranks(budget, sizes) == ranks
+# Budgets -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [Plan.private, Plan.shared_private], ids=["private", "both"])
@@ -98,12 +20,9 @@ def test_a_budget_below_the_number_of_blocks_is_infeasible(make):
         make(TASKS, 2)
 
 
-def test_the_infeasible_budgets_message_says_what_would_do():
-    with pytest.raises(InfeasibleBudget, match="raise budget to at least 3 or share more"):
-        allocate_ranks(2, [1, 1, 1])
+def test_the_infeasible_budgets_message_names_budget_and_blocks():
     with pytest.raises(InfeasibleBudget, match=r"budget of 0 .* 1 blocks"):
         Plan.shared(TASKS, 0)
-    assert issubclass(InfeasibleBudget, InputError)
 
 
 @pytest.mark.parametrize("clusters", [{"empty": []}, {"full": ["a"], "empty": []}, {}], ids=str)

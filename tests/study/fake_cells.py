@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coadapt._sheet import to_markdown
 from coadapt.config import to_plain
 from coadapt.study import summarize
 from coadapt.study.comparison import finite
 from coadapt.study.grid import Cell, Grid, Group
-from coadapt.study.sheet import to_markdown
 from coadapt.study.tables import cells_sheets, detail_sheets, main_sheets, plan_sheet
 from tests.reference.slow_summary import SlowArm, score
 from tests.study.inline import grid_of, study_of

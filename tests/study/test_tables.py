@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
+from coadapt._sheet import Sheet, to_markdown
 from coadapt.study import tables
-from coadapt.study.sheet import Sheet, to_markdown
 from tests.study.inline import grid_of
 
 NAMES = ("lora", "private", "clustered-families", "clustered-sources", "shared_private", "frozen")

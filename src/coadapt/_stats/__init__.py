@@ -1,5 +1,6 @@
 """What a score may be trusted to say: intervals, paired differences, chance among partitions."""
 
+from coadapt._stats.mantel import MantelResult, PairBenefit, mantel, pair_benefit
 from coadapt._stats.paired import (
     Difference,
     Outcome,
@@ -22,15 +23,19 @@ from coadapt._stats.resampling import bootstrap, bootstrap_mean, interval, mean_
 
 __all__ = [
     "Difference",
+    "MantelResult",
     "Outcome",
+    "PairBenefit",
     "bootstrap",
     "bootstrap_mean",
     "holm",
     "interval",
+    "mantel",
     "mean_interval",
     "null_z",
     "num_partitions",
     "outcome",
+    "pair_benefit",
     "paired_bootstrap",
     "paired_bootstrap_mean",
     "paired_difference",

@@ -28,6 +28,12 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def linear_weight(module: nn.Module) -> Tensor:
+    """Return the (out, in) weight of a module that behaves like ``nn.Linear``."""
+    weight = module.get_parameter("weight").detach()
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
 class PartitionedLinear(nn.Module):
     r"""A frozen linear map plus a low-rank update whose rank axis is cut into gated blocks.
 

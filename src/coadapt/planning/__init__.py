@@ -1,5 +1,29 @@
-"""Plans: which task uses which block of the rank axis, and each block's rank."""
+"""Plans: which task uses which block of the rank axis, each block's rank, and who clusters."""
 
-from coadapt.planning.plan import Block, InfeasibleBudget, Plan, Sharing, allocate_ranks
+from coadapt.planning.clustering import (
+    ClusterCandidate,
+    ClusterChoice,
+    Dendrogram,
+    Distance,
+    agglomerate,
+    choose_num_clusters,
+    co_clustering,
+)
+from coadapt.planning.plan import Block, Plan, Sharing
+from coadapt.planning.ranks import InfeasibleBudget, RankRule, allocate_ranks
 
-__all__ = ["Block", "InfeasibleBudget", "Plan", "Sharing", "allocate_ranks"]
+__all__ = [
+    "Block",
+    "ClusterCandidate",
+    "ClusterChoice",
+    "Dendrogram",
+    "Distance",
+    "InfeasibleBudget",
+    "Plan",
+    "RankRule",
+    "Sharing",
+    "agglomerate",
+    "allocate_ranks",
+    "choose_num_clusters",
+    "co_clustering",
+]

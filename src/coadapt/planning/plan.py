@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from coadapt._errors import InputError, nearest
+from coadapt.planning.ranks import allocate_ranks, refuse_infeasible
 
 SHARED_BLOCK = "shared"
 _RESERVED = ("heads", "backbone")  # what lies beside blocks in a saved adapter
 
 Sharing = Literal["shared", "private", "clustered", "shared_private"]
-
-
-class InfeasibleBudget(InputError):
-    """The rank budget is smaller than the number of blocks, each of which needs rank 1 at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +115,7 @@ class Plan:
     @classmethod
     def shared(cls, tasks: Sequence[str], budget: int) -> "Plan":
         """One block of rank ``budget`` for all tasks."""
-        _refuse_infeasible(budget, 1)
+        refuse_infeasible(budget, 1)
         return cls(blocks={SHARED_BLOCK: Block(rank=budget, tasks=tuple(tasks))})
 
     @classmethod
@@ -127,9 +124,15 @@ class Plan:
         return cls.clustered({task: [task] for task in tasks}, budget)
 
     @classmethod
-    def clustered(cls, clusters: Mapping[str, Sequence[str]], budget: int) -> "Plan":
-        """A block a cluster, its rank proportional to the number of its tasks."""
-        ranks = allocate_ranks(budget, [len(tasks) for tasks in clusters.values()])
+    def clustered(
+        cls,
+        clusters: Mapping[str, Sequence[str]],
+        budget: int,
+        *,
+        rule: Literal["by_tasks", "uniform"] = "by_tasks",
+    ) -> "Plan":
+        """A block a cluster, its rank by default proportional to the number of its tasks."""
+        ranks = allocate_ranks(budget, [len(tasks) for tasks in clusters.values()], rule)
         return cls(
             blocks={
                 name: Block(rank=rank, tasks=tuple(tasks))
@@ -140,51 +143,9 @@ class Plan:
     @classmethod
     def shared_private(cls, tasks: Sequence[str], budget: int) -> "Plan":
         """A common block of half the budget, rounded up while room is left, and a block a task."""
-        _refuse_infeasible(budget, len(tasks) + 1)
+        refuse_infeasible(budget, len(tasks) + 1)
         common = min((budget + 1) // 2, budget - len(tasks))
         private = cls.private(tasks, budget - common)
         if SHARED_BLOCK in private.blocks:
             raise InputError(f"with shared + private blocks no task may be named '{SHARED_BLOCK}'")
         return cls(blocks={SHARED_BLOCK: Block(rank=common, tasks=tuple(tasks)), **private.blocks})
-
-
-def allocate_ranks(
-    budget: int, sizes: Sequence[int], rule: Literal["uniform", "by_tasks"] = "by_tasks"
-) -> tuple[int, ...]:
-    """Split a rank budget over blocks by largest remainder, with floor 1 and exact sum.
-
-    Block k starts from max(1, floor(R w_k / sum w)); surplus is taken from the blocks furthest
-    above their ideal share and given to those furthest below it; ties go to the block of lower
-    index.
-
-    Args:
-        budget: R, the summed rank.
-        sizes: the number of tasks of each block.
-        rule: weights: all equal, or ``sizes``.
-
-    Raises:
-        InfeasibleBudget: if R is smaller than the number of blocks.
-        InputError: if there is no block, or one without tasks.
-    """
-    _refuse_infeasible(budget, len(sizes))
-    if not sizes or min(sizes) < 1:
-        raise InputError("a rank budget needs blocks to be split over, each with a task or more")
-    weights = [1] * len(sizes) if rule == "uniform" else list(sizes)
-    # All in units of 1 / sum w: in floating point equal remainders differ, and ties are lost.
-    total = sum(weights)
-    ideal = [budget * weight for weight in weights]
-    ranks = [max(1, share // total) for share in ideal]
-    while sum(ranks) > budget:  # the floor has lifted small blocks: take from the most over-served
-        spare = [i for i, rank in enumerate(ranks) if rank > 1]
-        ranks[max(spare, key=lambda i: (total * ranks[i] - ideal[i], i))] -= 1
-    while sum(ranks) < budget:
-        ranks[max(range(len(ranks)), key=lambda i: (ideal[i] - total * ranks[i], -i))] += 1
-    return tuple(ranks)
-
-
-def _refuse_infeasible(budget: int, blocks: int) -> None:
-    if budget < blocks:
-        raise InfeasibleBudget(
-            f"a rank budget of {budget} is smaller than the {blocks} blocks it must be split over "
-            f"(each needs rank 1); raise budget to at least {blocks} or share more"
-        )

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from coadapt.study.sheet import Sheet, difference, num_seeds, plus_minus, score, short_names
+from coadapt._sheet import Sheet, plus_minus, score
+from coadapt.study.sheet import difference, num_seeds, short_names
 
 
 def overview_sheets(summary: dict[str, Any]) -> list[Sheet]:

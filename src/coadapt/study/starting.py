@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import Console
 
 from coadapt._files import write_json, write_text
+from coadapt._sheet import to_markdown
 from coadapt.study.comparison import finite
 from coadapt.study.grid import Grid
 from coadapt.study.local import Local
 from coadapt.study.running import Runner, claim
-from coadapt.study.sheet import to_markdown
 from coadapt.study.spec import read_study
 from coadapt.study.summary import summarize
 from coadapt.study.tables import cells_sheets, detail_sheets, main_sheets, plan_sheet

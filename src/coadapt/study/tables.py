@@ -3,19 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from coadapt._sheet import Sheet, missing, plus_minus, score, signed
 from coadapt.study.grid import Grid, Group
 from coadapt.study.overview import overview_sheets
-from coadapt.study.sheet import (
-    MARK,
-    Sheet,
-    difference,
-    missing,
-    num_seeds,
-    plus_minus,
-    score,
-    short_names,
-    signed,
-)
+from coadapt.study.sheet import MARK, difference, num_seeds, short_names
 
 
 def main_sheets(summary: dict[str, Any]) -> list[Sheet]:

@@ -1,0 +1,82 @@
+"""How alike existing adapters are, for people who have already trained one a task."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from coadapt._errors import InputError
+from coadapt.diagnosis.describe import extremes
+from coadapt.diagnosis.folds import adapter_similarity
+from coadapt.diagnosis.measures import Diagnosis, PairMeasure, TableMeasure
+from coadapt.importing import read_peft_adapter
+
+
+def diagnose_adapters(
+    folders: Sequence[str | Path], names: Sequence[str] | None = None
+) -> Diagnosis:
+    """Compare PEFT LoRA folders of one base model by the updates that they make.
+
+    By pair: ``cosine`` of the updates, and ``overlap_in`` and ``overlap_out`` of what they read and
+    write; see :func:`coadapt.diagnosis.folds.fold_cosine` and ``principal_angles`` for what these
+    do not say: adapters that started from different random A may be orthogonal on one task.
+
+    Args:
+        folders: two or more, each with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        names: of the adapters; the folders' names if None.
+
+    Raises:
+        InputError: if there are fewer than two, two have one name, a folder holds no plain LoRA, or
+            their updates do not fit one base model.
+    """
+    paths = [Path(folder) for folder in folders]
+    names = [path.resolve().name for path in paths] if names is None else list(names)
+    if len(paths) < 2:
+        raise InputError(f"give two adapter folders or more to compare, not {len(paths)}")
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InputError(f"two of the folders are called '{name}'; rename one")
+    adapters = [read_peft_adapter(path, factors_only=True) for path in paths]
+    found = adapter_similarity(
+        {name: adapter.factors for name, adapter in zip(names, adapters, strict=True)}
+    )
+    titles = {
+        "cosine": "cosine of the updates B A, all modules as one vector",
+        "overlap_in": "overlap of the subspaces that the updates read, 0 to 1",
+        "overlap_out": "overlap of the subspaces that the updates write, 0 to 1",
+    }
+    upper = np.triu_indices(len(names), k=1)
+    by_module = np.stack(
+        [[_mean(matrix[upper]) for matrix in found.by_module[key]] for key in titles], axis=1
+    )
+    return Diagnosis(
+        tasks=tuple(names),
+        of=f"{len(names)} adapters",
+        rows={},
+        pairs={
+            key: PairMeasure(
+                title=title,
+                reading=extremes(names, found.matrices[key]),
+                values=found.matrices[key],
+            )
+            for key, title in titles.items()
+        },
+        tables={
+            "by_module": TableMeasure(
+                title="the same by module, mean over pairs",
+                reading=f"{len(found.modules)} modules",
+                rows=found.modules,
+                columns=tuple(titles),
+                values=by_module,
+            )
+        },
+        notes=(
+            "ranks: " + ", ".join(f"{n} {a.r}" for n, a in zip(names, adapters, strict=True)),
+            "adapters that were not started from the same A may be orthogonal even on one task",
+        ),
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -1,0 +1,123 @@
+"""A diagnosis as tables."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from coadapt._sheet import Sheet, missing
+from coadapt.diagnosis.measures import Diagnosis, PairMeasure, TableMeasure
+
+_WIDE = 8  # tasks whose matrix a terminal shows; of more, the pairs at the ends are listed
+_LISTED = 10  # pairs at either end
+_SHORT = ("absolute", "corrected", "fisher")  # said by their readings; whole in the file
+
+
+def sheets(found: Diagnosis) -> list[Sheet]:
+    """Return what a reader needs first: by task, then by pair."""
+    tables = [_by_task(found)]
+    for name, pair in found.pairs.items():
+        if name not in _SHORT:
+            tables.append(_by_pair(found.tasks, pair))
+    tables += [_table(table) for table in found.tables.values()]
+    rest = [f"{pair.title}: {pair.reading}" for name, pair in found.pairs.items() if name in _SHORT]
+    last = tables[-1]
+    notes = (*last.notes, *rest, *found.notes)
+    tables[-1] = Sheet(title=last.title, columns=last.columns, rows=last.rows, notes=notes)
+    return tables
+
+
+def _by_task(found: Diagnosis) -> Sheet:
+    measures = found.by_task
+    rows = [
+        (task, *(_number(measure.values[index], name) for name, measure in measures.items()))
+        for index, task in enumerate(found.tasks)
+    ]
+    return Sheet(
+        title=f"{found.of}: by task",
+        columns=("task", *measures),
+        rows=tuple(rows),
+        notes=tuple(f"{measure.title}: {measure.reading}" for measure in measures.values()),
+    )
+
+
+def pair_sheet(found: Diagnosis, name: str) -> Sheet:
+    """Return one measure by pair as a table."""
+    return _by_pair(found.tasks, found.pair(name))
+
+
+def _by_pair(tasks: Sequence[str], pair: PairMeasure) -> Sheet:
+    if len(tasks) > _WIDE:
+        return _ends(tasks, pair)
+    rows = [
+        (task, *(_cell(pair, i, j) if i != j else "" for j in range(len(tasks))))
+        for i, task in enumerate(tasks)
+    ]
+    return Sheet(
+        title=pair.title,
+        columns=("", *tasks),
+        rows=tuple(rows),
+        notes=(f"{pair.reading}; {_kind(pair)}",),
+    )
+
+
+def _ends(tasks: Sequence[str], pair: PairMeasure) -> Sheet:
+    """Return the pairs of the largest and the smallest values."""
+    upper = np.triu_indices(len(tasks), k=1)
+    values = pair.values[upper]
+    order = [int(k) for k in np.argsort(-values, kind="stable") if not np.isnan(values[k])]
+    shown = order if len(order) <= 2 * _LISTED else order[:_LISTED] + order[-_LISTED:]
+    rows = []
+    for k in shown:
+        i, j = int(upper[0][k]), int(upper[1][k])
+        rows.append((f"{tasks[i]}, {tasks[j]}", _cell(pair, i, j)))
+    return Sheet(
+        title=pair.title,
+        columns=("pair", "value"),
+        rows=tuple(rows),
+        notes=(f"{pair.reading}; {len(shown)} of {len(order)} pairs; {_kind(pair)}",),
+    )
+
+
+def _table(table: TableMeasure) -> Sheet:
+    rows = [
+        (name, *("-" if missing(value) else f"{value:.3g}" for value in values))
+        for name, values in zip(_without_common_parts(table.rows), table.values, strict=True)
+    ]
+    return Sheet(
+        title=table.title,
+        columns=("", *table.columns),
+        rows=tuple(rows),
+        notes=(table.reading,),
+    )
+
+
+def _without_common_parts(names: Sequence[str]) -> list[str]:
+    """Drop the parts of dotted names that all have in common: 'encoder.layer.', '.attention.'."""
+    parts = [name.split(".") for name in names]
+    if len({len(part) for part in parts}) != 1:
+        return list(names)
+    differing = [k for k in range(len(parts[0])) if len({part[k] for part in parts}) > 1]
+    return [".".join(part[k] for k in differing) or names[0] for part in parts]
+
+
+def _cell(pair: PairMeasure, i: int, j: int) -> str:
+    value = pair.values[i, j]
+    if missing(value):
+        return "-"
+    if pair.p_value is not None:
+        return f"{value:.2f} p={pair.p_value[i, j]:.2f}"
+    if pair.low is None or pair.high is None or missing(pair.low[i, j]):
+        return f"{value:.2f}"
+    return f"{value:.2f} ±{(pair.high[i, j] - pair.low[i, j]) / 2:.2f}"
+
+
+def _kind(pair: PairMeasure) -> str:
+    if pair.p_value is not None:
+        return "p by permutation"
+    return "± half of the 95 % bootstrap interval" if pair.low is not None else "without interval"
+
+
+def _number(value: float, name: str) -> str:
+    if missing(value):
+        return "-"
+    return f"{value:.0f}" if name == "rows" else f"{value:.2f}"

@@ -1,0 +1,127 @@
+"""The choice among sharing, clusters and private adapters, with its reasons."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from coadapt.planners.evidence import Evidence
+from coadapt.planning import ClusterCandidate, Distance, choose_num_clusters
+
+# Each is a place where the evidence turns; docs/planning.md says how they were set and tested.
+MIN_RELIABILITY = 0.5  # median over the tasks: below, similarities are mostly noise
+MIN_STABILITY = 0.6  # of the clusters under resampling, adjusted Rand index
+MIN_SEPARATION = 0.1  # mean similarity within clusters less that between
+PLENTY = 600  # training rows a task from which on the ways of sharing tie
+
+Choice = Literal["shared", "private", "clustered"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What to do and why.
+
+    Attributes:
+        sharing: who shares.
+        clusters: the tasks of each block; one block of all for ``shared``.
+        reasons: sentences with the numbers that decided.
+    """
+
+    sharing: Choice
+    clusters: tuple[tuple[str, ...], ...]
+    reasons: tuple[str, ...]
+
+
+def advise(evidence: Evidence, budget: int, *, distance: Distance = "1-s") -> Advice:
+    """Weigh the evidence on who should share.
+
+    Sharing is the default, which evidence has to overcome: similarities must be no noise, the
+    clusters they show must survive resampling and stand apart, data must be scarce enough for it to
+    matter, and the budget must give each cluster a rank.
+
+    Args:
+        evidence: of a diagnosis.
+        budget: the summed rank.
+        distance: what is close, see :func:`coadapt.planning.agglomerate`.
+    """
+    tasks, num = evidence.tasks, len(evidence.tasks)
+    reasons = [_told_reliability(evidence)]
+    if not np.median(evidence.reliability) >= MIN_RELIABILITY:
+        reasons.append("not enough evidence: share")
+        return _shared(tasks, reasons)
+    smallest = int(evidence.rows.min())
+    if smallest >= PLENTY:
+        reasons.append(
+            f"every task has {smallest} rows or more: from about {PLENTY} on the ways of sharing "
+            "tie, and one adapter is the simplest to ship"
+        )
+        return _shared(tasks, reasons)
+    if budget < 2:
+        reasons.append("a rank budget of 1 makes one adapter: share")
+        return _shared(tasks, reasons)
+    if num == 2:
+        return _two(evidence, reasons)
+    best, told = fewest_stable(evidence, budget, distance=distance)
+    reasons.append(told)
+    if best.stability < MIN_STABILITY:
+        reasons.append(f"that is below {MIN_STABILITY}: noise draws the clusters, so share")
+        return _shared(tasks, reasons)
+    reasons.append(
+        f"similarity within them exceeds that between them by {best.separation:.2f} on average"
+    )
+    if best.separation < MIN_SEPARATION:
+        reasons.append(f"that is below {MIN_SEPARATION}: no clusters to speak of, so share")
+        return _shared(tasks, reasons)
+    reasons.append(f"data are scarce ({smallest} rows in the smallest task): share within clusters")
+    return Advice(sharing="clustered", clusters=best.clusters, reasons=tuple(reasons))
+
+
+def fewest_stable(
+    evidence: Evidence, budget: int, *, distance: Distance = "1-s"
+) -> tuple[ClusterCandidate, str]:
+    """Return the cut with the fewest clusters that resampling draws again, and a sentence on it.
+
+    The fewest, since each cluster takes rank and rows from the others. If none is stable enough,
+    the most stable one; with at least three tasks and a budget of two.
+
+    Args:
+        evidence: of a diagnosis.
+        budget: no more clusters than that.
+        distance: what is close.
+    """
+    choice = choose_num_clusters(
+        evidence.similarity, evidence.samples, evidence.tasks, distance=distance
+    )
+    possible = [c for c in choice.candidates if c.num_clusters <= budget]
+    stable = [c for c in possible if c.stability >= MIN_STABILITY]
+    best = stable[0] if stable else max(possible, key=lambda c: c.stability)
+    told = (
+        f"{best.num_clusters} clusters ({'; '.join(', '.join(c) for c in best.clusters)}): "
+        f"resampling draws them again with an adjusted Rand index of {best.stability:.2f}"
+    )
+    return best, told
+
+
+def _two(evidence: Evidence, reasons: list[str]) -> Advice:
+    """Decide on two tasks, which have no clusters but to share or not."""
+    value = evidence.similarity[0, 1]
+    high = np.quantile(evidence.samples[:, 0, 1], 0.975)
+    reasons.append(f"the two tasks' similarity is {value:.2f}, at most {high:.2f}")
+    if high >= MIN_SEPARATION:
+        reasons.append("nothing speaks against sharing")
+        return _shared(evidence.tasks, reasons)
+    reasons.append(f"that is below {MIN_SEPARATION}: they have little to give each other")
+    clusters = tuple((task,) for task in evidence.tasks)
+    return Advice(sharing="private", clusters=clusters, reasons=tuple(reasons))
+
+
+def _shared(tasks: tuple[str, ...], reasons: list[str]) -> Advice:
+    return Advice(sharing="shared", clusters=(tasks,), reasons=tuple(reasons))
+
+
+def _told_reliability(evidence: Evidence) -> str:
+    values = evidence.reliability
+    return (
+        f"the tasks' gradients have a median reliability of {np.median(values):.2f} "
+        f"({values.min():.2f} to {values.max():.2f}; {MIN_RELIABILITY} or more is wanted)"
+    )

@@ -1,0 +1,34 @@
+"""What the verbs of the command line have in common."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from coadapt._errors import InputError, TrainingDiverged
+
+out = Console()
+err = Console(stderr=True)
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a value of the file, dotted key."),
+]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Read DIR/<task>/<split>.jsonl instead of the suite's sources.")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+@contextmanager
+def mendable() -> Iterator[None]:
+    """Turn an error that the user can mend into a message without a traceback, and exit with 2."""
+    try:
+        yield
+    except (InputError, TrainingDiverged) as error:
+        err.print("[bold red]error:[/] ", end="")
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error

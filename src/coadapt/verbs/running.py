@@ -1,0 +1,157 @@
+"""Verbs about one run: train, evaluate, predict, export."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from coadapt._errors import InputError
+from coadapt.verbs.common import DataRoot, JsonFlag, SetOption, mendable, out
+
+if TYPE_CHECKING:
+    from coadapt.evaluation import TaskScores
+    from coadapt.runs import Run
+
+
+def train(
+    file: Annotated[Path, typer.Argument(help="train.yaml: model, suite, recipe, training.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder, a new one.")],
+    overrides: SetOption = None,
+    seed: Annotated[int | None, typer.Option(help="Replace the file's seed.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUTPUT.")] = False,
+    data_root: DataRoot = None,
+) -> None:
+    """Adapt one model to the tasks of a suite."""
+    with mendable():
+        from coadapt.fitting import fit
+        from coadapt.settings import read_train_file
+
+        config, suite = read_train_file(file, overrides or (), seed=seed, data_root=data_root)
+        run = fit(config, suite, output, resume=resume)
+        if _is_main_process():
+            _print_training(run)
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    dtype: Annotated[str | None, typer.Option(help="float32 for full precision.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Score every task of a run, each metric with its 95 % bootstrap interval."""
+    with mendable():
+        from coadapt.runs import load_run
+
+        scores = load_run(run, dtype=dtype).evaluate(split)
+    if as_json:
+        from dataclasses import asdict
+
+        plain = {task: asdict(score) for task, score in scores.items()}
+        sys.stdout.write(json.dumps({"split": split, "tasks": plain}, indent=2) + "\n")
+    else:
+        out.print(_score_table(scores, f"{split}, 95 % bootstrap intervals over the rows"))
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    task: Annotated[str, typer.Option(help="Which task's labels to predict.")],
+    text: Annotated[list[str] | None, typer.Option(help="A text; repeat for more.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--input", help="A text a line, or .jsonl; - for standard input.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSONL here.")] = None,
+) -> None:
+    """Predict for texts or a file of them; JSON, one object a line."""
+    with mendable():
+        from coadapt.prediction import write_predictions
+        from coadapt.runs import load_run
+
+        opened = load_run(run)
+        texts = _texts(opened, task, text, file)
+        rows = opened.predict(texts, task)
+        if output is not None:
+            write_predictions(output, rows)
+        else:
+            for row in rows:
+                sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    form: Annotated[
+        str, typer.Option("--format", help="peft (LoRA folders) or merged (full models).")
+    ] = "peft",
+    check: Annotated[
+        str | None, typer.Option(help="vllm: say what such a server refuses, and fit the ranks.")
+    ] = None,
+) -> None:
+    """Write what stock PEFT, transformers or a server can load."""
+    with mendable():
+        from coadapt.runs import load_run
+
+        report = load_run(run).export(output, format=form, check=check)
+    for line in report.lines():
+        out.print(line, markup=False, highlight=False)
+
+
+def _is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
+
+
+def _texts(run: "Run", task: str, texts: list[str] | None, file: Path | None) -> list[Any]:
+    from coadapt.prediction import read_inputs
+
+    if (file is None) == (not texts):
+        raise InputError("give either --text or --input")
+    if file is None:
+        return list(texts or ())
+    if str(file) == "-":
+        raw, jsonl = sys.stdin.buffer.read(), len(run.suite.task(task).columns) == 2
+    elif file.is_file():
+        raw, jsonl = file.read_bytes(), file.suffix == ".jsonl"
+    else:
+        raise InputError(f"{file} does not exist")
+    return list(read_inputs(raw, str(file), run.suite.task(task), jsonl=jsonl))
+
+
+def _score_table(scores: "dict[str, TaskScores]", title: str) -> Table:
+    table = Table("task", "rows", "metric", "score", "95 % interval", title=title)
+    for task, result in scores.items():
+        for index, (name, score) in enumerate(result.metrics.items()):
+            first = (task, str(result.num_rows)) if index == 0 else ("", "")
+            table.add_row(
+                *first, name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}"
+            )
+    return table
+
+
+def _print_training(run: "Run") -> None:
+    done = run.result["train"]
+    trainable = done["trainable"]
+    out.print(
+        f"[bold]{run.config.recipe_name or run.config.recipe.structure.kind}[/]: "
+        f"{done['steps']} steps, {done['tokens']:,} tokens in {done['seconds']:.0f} s, "
+        f"{trainable['adapters']:,} + {trainable['heads']:,} trainable values (adapters + heads), "
+        f"{100 * done['padding']:.0f} % padding"
+    )
+    table = Table("task", "rows an epoch", "updates of its head", "its blocks (rank, updates)")
+    all_blocks = run.config.plan.blocks if run.config.plan else {}
+    for task, rows in done["rows_an_epoch"].items():
+        blocks = [
+            f"{name} ({block.rank}, {done['updates'][name]})"
+            for name, block in all_blocks.items()
+            if task in block.tasks
+        ]
+        table.add_row(
+            task, str(rows), str(done["updates"][f"heads/{task}"]), ", ".join(blocks) or "-"
+        )
+    out.print(table)
+    # Not wrapped, so that the command can be copied.
+    told = f"run written to {run.path}; score it with: coadapt evaluate {run.path}"
+    out.print(told, markup=False, soft_wrap=True)

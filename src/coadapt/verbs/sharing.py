@@ -1,0 +1,198 @@
+"""Verbs about who should share: diagnose, plan."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from coadapt._errors import InputError
+from coadapt.verbs.common import DataRoot, JsonFlag, SetOption, err, mendable, out
+
+
+def diagnose(
+    what: Annotated[
+        list[str], typer.Argument(help="A suite; or, with --run or --adapters, their folders.")
+    ],
+    model: Annotated[str | None, typer.Option(help="The base model; for a suite.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSON here.")] = None,
+    run: Annotated[
+        bool, typer.Option("--run", help="WHAT is a finished run: its coupling and capacity.")
+    ] = False,
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="WHAT are PEFT LoRA folders: how alike they are.")
+    ] = False,
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --run: a run whose predictions stand for labels; two: a placebo."),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="With --run: the run that sets the capacities' noise.")
+    ] = None,
+    overrides: SetOption = None,
+    seed: Annotated[int | None, typer.Option(help="Of folds, probes and resamples.")] = None,
+    data_root: DataRoot = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure how tasks relate: before training, of a trained run, or of existing adapters."""
+    with mendable():
+        if run and adapters:
+            raise InputError("give --run or --adapters, not both")
+        _only(teacher=teacher, reference=reference, allowed=run, need="--run")
+        _only(model=model, data_root=data_root, allowed=not (run or adapters), need="a suite")
+        _only(set=overrides, seed=seed is not None, allowed=not adapters, need="a suite or --run")
+        _refuse_missing_folder(output)  # now, not after minutes of work
+        own: list[str] = list(overrides or ()) + ([f"seed={seed}"] if seed is not None else [])
+        if adapters:
+            from coadapt.diagnosis import diagnose_adapters
+
+            found = diagnose_adapters(what)
+        elif run:
+            found = _diagnose_run(_single(what, "--run"), teacher or [], reference, own)
+        else:
+            found = _diagnose_suite(_single(what, "a suite"), model, own, data_root)
+        from coadapt.diagnosis.sheets import sheets
+
+        if output is not None:
+            found.save(output)
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_plain(), indent=2) + "\n")
+        return
+    for sheet in sheets(found):
+        out.print(sheet.to_rich())
+    if output is not None:
+        told = (
+            f"written to {output}; plan by it with: coadapt plan {output} --budget 8 -o plan.yaml"
+        )
+        out.print(told if not (run or adapters) else f"written to {output}", markup=False)
+
+
+def plan(
+    diagnosis: Annotated[Path, typer.Argument(help="What 'coadapt diagnose' wrote.")],
+    budget: Annotated[int, typer.Option(help="The summed rank of all blocks.")],
+    sharing: Annotated[
+        str, typer.Option(help="auto, shared, private, clustered, or search (with --train).")
+    ] = "auto",
+    clusters: Annotated[
+        int | None, typer.Option(help="With clustered: how many; by stability if not given.")
+    ] = None,
+    distance: Annotated[
+        str, typer.Option(help="1-s, or 1-s^2 by which opposed tasks are close too.")
+    ] = "1-s",
+    ranks: Annotated[str, typer.Option(help="Split the budget by_tasks or uniform.")] = "by_tasks",
+    tasks: Annotated[
+        str | None, typer.Option(help="Plan for these tasks only, separated by commas.")
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="With search: the train.yaml that candidates are run by.")
+    ] = None,
+    overrides: SetOption = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="plan.yaml.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say who should share an adapter and at what rank, and why."""
+    with mendable():
+        from coadapt.config import to_plain
+        from coadapt.diagnosis import load_diagnosis
+        from coadapt.planners import propose, write_plan
+
+        _refuse_missing_folder(output)
+        found = load_diagnosis(diagnosis)
+        chosen = [name.strip() for name in tasks.split(",")] if tasks is not None else None
+        arguments: dict[str, Any] = {"distance": distance, "ranks": ranks, "tasks": chosen}
+        if sharing == "search":
+            _only(clusters=clusters, allowed=False, need="--sharing clustered")
+            made = _search(found, budget, arguments, train, overrides, output)
+        else:
+            _only(train=train, set=overrides, allowed=False, need="--sharing search")
+            arguments |= {"sharing": sharing, "num_clusters": clusters}
+            made = propose(found, budget=budget, **arguments)
+        if output is not None:
+            write_plan(made, output)
+    if as_json:
+        plain = {"sharing": made.sharing, "recipe": made.recipe, "reasons": list(made.reasons)}
+        sys.stdout.write(json.dumps({**plain, "plan": to_plain(made.plan)}, indent=2) + "\n")
+        return
+    out.print(f"[bold]{made.sharing}[/] (train with recipe: {made.recipe})")
+    for name, block in made.plan.blocks.items():
+        told = f"  rank {block.rank}  {name}: {', '.join(block.tasks)}"
+        out.print(told, markup=False, highlight=False)
+    for reason in made.reasons:
+        out.print(f"- {reason}", markup=False, highlight=False)
+    if output is not None:
+        out.print(f"written to {output}", markup=False)
+
+
+def _diagnose_run(
+    run: str, teachers: list[Path], reference: Path | None, overrides: list[str]
+) -> Any:
+    from coadapt.config import apply_overrides
+    from coadapt.diagnosis import diagnose_run
+
+    options = apply_overrides({}, overrides)
+    return diagnose_run(run, teachers=teachers, reference=reference, **options)
+
+
+def _diagnose_suite(
+    suite: str, model: str | None, overrides: list[str], data_root: Path | None
+) -> Any:
+    from coadapt.config import apply_overrides, parse
+    from coadapt.diagnosis import DiagnosisConfig, examine
+    from coadapt.settings import split_overrides
+    from coadapt.tasks import load_suite
+
+    if model is None:
+        raise InputError("name the base model, such as --model asset:minilm")
+    own, suite_overrides = split_overrides(overrides)
+    config = parse(DiagnosisConfig, apply_overrides({"model": {"name": model}}, own), "diagnose")
+    loaded = load_suite(suite, overrides=suite_overrides, data_root=data_root)
+    return examine(config, loaded, console=err if sys.stderr.isatty() else None)
+
+
+def _search(
+    found: Any,
+    budget: int,
+    arguments: dict[str, Any],
+    train: Path | None,
+    overrides: list[str] | None,
+    output: Path | None,
+) -> Any:
+    from coadapt.config import apply_overrides, parse
+    from coadapt.planners import SearchConfig, propose_by_search
+    from coadapt.settings import read_train_file
+
+    if train is None or output is None:
+        raise InputError("a search trains: give --train train.yaml, and --output for the plan")
+    own = [text for text in overrides or () if text.startswith("search.")]
+    rest = [text for text in overrides or () if not text.startswith("search.")]
+    settings = apply_overrides({}, [text.removeprefix("search.") for text in own])
+    base, suite = read_train_file(train, rest)
+    return propose_by_search(
+        found,
+        base,
+        suite,
+        output.with_suffix(".search"),
+        budget=budget,
+        config=parse(SearchConfig, settings, "--set search"),
+        console=out,
+        **arguments,
+    )
+
+
+def _refuse_missing_folder(output: Path | None) -> None:
+    if output is not None and not output.parent.is_dir():
+        raise InputError(f"{output.parent} is no folder; make it, or choose another --output")
+
+
+def _single(what: list[str], need: str) -> str:
+    if len(what) != 1:
+        raise InputError(f"{need} takes one argument, not {len(what)}: {', '.join(what)}")
+    return what[0]
+
+
+def _only(*, allowed: bool, need: str, **given: Any) -> None:
+    """Refuse options that would have no effect."""
+    for name, value in given.items():
+        if value and not allowed:
+            raise InputError(f"--{name.replace('_', '-')} is for {need}; drop it")

@@ -1,0 +1,71 @@
+"""Verbs about many runs: study, compare."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coadapt.verbs.common import DataRoot, JsonFlag, SetOption, err, mendable, out
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="study.yaml: recipes, budgets, seeds, data.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The study's folder.")],
+    overrides: SetOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Run what OUTPUT still lacks.")] = False,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Resume even if the file has changed since.")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cells at a time; by default what the machine carries."),
+    ] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Compare recipes fairly: equal budgets, tuning and seeds; paired statistics; resumable."""
+    with mendable():
+        from coadapt.study import run_study
+        from coadapt.study.tables import cells_sheets, main_sheets
+
+        try:
+            summary = run_study(
+                file,
+                output,
+                resume=resume,
+                changed=changed,
+                overrides=overrides or (),
+                data_root=data_root,
+                workers=workers,
+                console=out,
+            )
+        except KeyboardInterrupt as error:
+            err.print(f"stopped; go on with --resume; finished cells are in {output}", markup=False)
+            raise typer.Exit(130) from error
+        for sheet in [*main_sheets(summary), *cells_sheets(summary)]:
+            out.print(sheet.to_rich())
+        told = f"cells, summary.json and tables.md (more tables) are in {output}"
+        out.print(told, markup=False, soft_wrap=True)
+        if summary["missing"]:
+            raise typer.Exit(1)
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Finished runs, or studies; two or more.")],
+    baseline: Annotated[str | None, typer.Option(help="The arm to compare with.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare finished runs or studies, paired by seed and by test row."""
+    with mendable():
+        from coadapt.study import compare as compare_folders
+        from coadapt.study.tables import compared_sheets
+
+        found = compare_folders(folders, baseline=baseline)
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return
+    for sheet in compared_sheets(found):
+        out.print(sheet.to_rich())
+    for note in found["notes"]:
+        out.print(note, markup=False, highlight=False, soft_wrap=True)
