@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+WHOLE = 40  # characters of a name that are kept on one line
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
@@ -29,9 +31,10 @@ class Sheet:
     def to_rich(self) -> Group:
         """Return it for a terminal."""
         table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+        short = all(len(row[0]) <= WHOLE for row in self.rows)
         # As `Text`: in a plain string, brackets of a name or an error would be taken for markup.
         for index, head in enumerate(self.columns):
-            whole = index == 0 and len(self.columns) > 2
+            whole = index == 0 and len(self.columns) > 2 and short
             lines = head.replace(" (", "\n(")  # "p (Holm)" is wider than its numbers
             table.add_column(Text(lines), no_wrap=whole, overflow="fold")
         for row in self.rows:

@@ -105,7 +105,15 @@ def test_every_number_of_the_tables_is_the_oracle_s(fake, summary):
         arms = [name.replace("#", str(budget)) for name in arms]
         random = [f"clustered-chance.{i}-R{budget}" for i in (0, 1)]
         wanted.append(wanted_table(fake, arms, random, budget=budget))
-    assert_same(summary["tables"], wanted)
+    tables = copy.deepcopy(summary["tables"])
+    for table in tables:
+        for found in table["partitions"]:
+            drawn = found.pop("drawn")
+            assert [d["clusters"] for d in drawn[1:]] != [drawn[0]["clusters"]] * 2
+            assert slow.mean(list(drawn[0]["scores"].values())) == pytest.approx(found["score"])
+            means = [slow.mean(list(d["scores"].values())) for d in drawn[1:]]
+            assert means == pytest.approx(found["null"])
+    assert_same(tables, wanted)
     # What was drawn shows all that can happen, or the oracle would prove little.
     rows = [row for table in summary["tables"] for row in table["arms"] if "difference" in row]
     outcomes = [d["outcome"] for row in rows for d in row["task_differences"].values()]
@@ -145,6 +153,14 @@ def test_a_plan_among_some_of_the_partitions(fake_of):
     random = [fake.arms[f"clustered-chance.{i}-R8-n8"] for i in range(4)]
     observed, tasks = fake.arms["clustered-pairs-R8-n8"], list(METRICS)
     (found,) = table_of(fake)["partitions"]
+    drawn = found.pop("drawn")
+    assert [len(d["clusters"]) for d in drawn] == [3] * 5
+    assert drawn[0]["clusters"] == [list(tasks) for tasks in clusters.values()]
+    assert len({str(d["clusters"]) for d in drawn}) == 5
+    for partition, arm in zip(drawn, [observed, *random], strict=True):
+        for task in tasks:
+            scores = [arm.scores[seed][task] for seed in arm.scores]
+            assert partition["scores"][task] == pytest.approx(slow.mean(scores))
     assert_same(found, slow.against_null(observed, random, tasks, num_partitions([2, 1, 1])))
     assert (found["existing"], found["all"]) == (6, False)
     # A partition that was not run is no part of the null; one alone has no spread.
@@ -152,6 +168,7 @@ def test_a_plan_among_some_of_the_partitions(fake_of):
         for seed in (0, 1, 2):
             (fake.folder / f"cells/clustered-chance.{index}-R8-n8/final_seed{seed}.json").unlink()
     (found,) = table_of(fake)["partitions"]
+    assert len(found.pop("drawn")) == 2
     assert_same(found, slow.against_null(observed, random[2:3], tasks, 6))
     assert math.isnan(found["z"])
     assert "| 1 of 5 | " in all_sheets(fake)

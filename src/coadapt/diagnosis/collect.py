@@ -121,6 +121,9 @@ class Collector:
         Args:
             encoded: tokenised rows.
             moments: whether to sum the moments of the maps' inputs over the valid tokens.
+
+        Raises:
+            InputError: if the backbone's output is not finite.
         """
         sums: dict[str, Moments] = {}
         source: dict[str, str] = {}
@@ -171,6 +174,9 @@ class Collector:
             chunk_of: the chunk that each row's gradient is averaged in, 0 to C - 1.
             num_probes: P, how many directions a are drawn, each U(-1/sqrt(in), 1/sqrt(in)).
             seed: of the probes, together with the module's name.
+
+        Raises:
+            InputError: if a gradient is not finite.
         """
         num_chunks = int(chunk_of.max()) + 1
         device = next(self.backbone.parameters()).device
@@ -198,6 +204,8 @@ class Collector:
                 pooled = self._pooled(batch)
                 pooled.backward(torch.from_numpy(grad_pooled[rows]).to(pooled))
                 self.tick(len(rows))
+        if not all(torch.isfinite(total).all() for total in totals.values()):
+            raise InputError("the backbone's gradients are not finite; try model.dtype: float32")
         sizes = np.bincount(chunk_of, minlength=num_chunks).reshape(-1, 1, 1)
         return ProbeGradients(
             chunks={

@@ -117,12 +117,21 @@ def entropies(
     }
 
 
-def notes(tasks: Sequence[str], similarity: Similarity) -> tuple[str, ...]:
+def notes(
+    tasks: Sequence[str], similarity: Similarity, redundancy: Redundancy, pool: bool
+) -> tuple[str, ...]:
     """Return what has to be known to read the whole."""
     found = [
-        "heads were fitted on other rows than those whose gradients were taken; the cosine mixes "
-        "how tasks relate with how their texts differ"
+        "all gradients were taken on the same rows, drawn from all tasks; their labels are those "
+        "of a teacher for each task, which may be wrong on the texts of others"
+        if pool
+        else "heads were fitted on other rows than those whose gradients were taken; the cosine "
+        "mixes how tasks relate with how their texts differ"
     ]
+    if not pool and np.isfinite(redundancy.values).any():
+        found.append(
+            "tasks that share texts share noise: what is corrected for noise is too high for them"
+        )
     noisy = [
         task
         for task, value in zip(tasks, similarity.reliability, strict=True)

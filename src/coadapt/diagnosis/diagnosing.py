@@ -67,8 +67,9 @@ class DiagnosisConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        least = {"num_folds": 2, "num_chunks": 4, "num_bootstrap": 20, "num_permutations": 19}
-        least |= {"max_rows": 8, "num_probes": 1, "rank": 2, "batch_size": 1}
+        least = {"num_folds": 2, "num_chunks": max(4, self.num_folds), "num_bootstrap": 20}
+        least |= {"num_permutations": 19, "max_rows": 8 * self.num_folds}
+        least |= {"num_probes": 1, "rank": 2, "batch_size": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise InputError(f"{name} must be at least {low}, not {getattr(self, name)}")
@@ -181,7 +182,7 @@ def examine(
         pairs=describe.pairs(names, similarity, fisher, representation, redundancy, config.pool),
         by_task=describe.by_task(names, rows, similarity, [t.entropy for t in seen]),
         tables=describe.entropies(names, [t.entropy for t in seen], config.rank),
-        notes=describe.notes(names, similarity),
+        notes=describe.notes(names, similarity, redundancy, config.pool),
         seconds=seconds,
     )
 
@@ -267,9 +268,15 @@ def _on_a_pool(
 ) -> None:
     """Take every task's gradients on the same rows, an equal number from each task."""
     each = max(1, config.max_rows // len(seen))
-    encoded = [row for task in seen for row in task.encoded[:each]]
-    features = np.concatenate([task.features.pooled[:each] for task in seen])
-    source = np.concatenate([np.full(len(t.encoded[:each]), i) for i, t in enumerate(seen)])
+    # Drawn, since a file may hold one class after the other.
+    rows = [
+        config.generator("pool", task.task.name).permutation(len(task.labels))[:each]
+        for task in seen
+    ]
+    pairs = list(zip(seen, rows, strict=True))
+    encoded = [task.encoded[row] for task, kept in pairs for row in kept]
+    features = np.concatenate([task.features.pooled[kept] for task, kept in pairs])
+    source = np.repeat(np.arange(len(seen)), [len(kept) for kept in rows])
     chunks = chunks_of(
         source, np.zeros(len(source), np.int64), config.num_chunks, config.generator("pool")
     )

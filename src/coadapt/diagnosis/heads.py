@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 _PENALTY = 5.0  # lambda of `fit_head`; chosen by the gradients' reliability on the demo's tasks
 _MAX_STEPS = 200  # of the solver; a direction is wanted, not the last digit of a likelihood
 _MIN_ROWS = 4  # of a chunk, where there are so many: its labels are to be a fair sample
+_CONSTANT = 1e-6  # spread of a feature, relative to its size, that is float32's rounding
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,8 +67,9 @@ def fit_head(task: Task, features: Array, labels: Array) -> Head:
 
     .. math:: \min_{W, b} \frac1n \sum_i \ell(W x_i + b, y_i) + \frac\lambda2 \|W\|^2
 
-    with features scaled to mean 0 and variance 1 (folded into W and b afterwards) and a strong
-    penalty, lambda = 5. Such a head points where the classes differ and leaves most of its loss
+    with features scaled to mean 0 and variance 1 (folded into W and b afterwards; one that is
+    constant takes no part), the loss as in :meth:`Head.gradient`, and a strong penalty, lambda = 5.
+    Such a head points where the classes differ and leaves most of its loss
     standing, as the heads of a run do early on; one that fits its rows as well as it can has
     residuals, and a gradient, that are mostly noise.
 
@@ -80,19 +82,20 @@ def fit_head(task: Task, features: Array, labels: Array) -> Head:
         InputError: if all labels are equal.
     """
     if len(np.unique(labels)) < 2:
+        what = "values" if task.kind == "regression" else "classes"
         raise InputError(
             f"task '{task.name}': all {len(labels)} rows that a head is fitted on have the same "
-            "label; give rows of two classes or more"
+            f"label; give rows of two {what} or more"
         )
     spread = features.std(axis=0)
-    scale = np.where(spread > 0, spread, 1.0)
+    # A constant's spread is rounding, or 0: divided by it, rounding would outweigh all the rest.
+    varies = spread > _CONSTANT * np.abs(features).max(axis=0)
+    scale = np.where(varies, spread, 1.0)
     centre = features.mean(axis=0)
-    scaled = (features - centre) / scale
+    scaled = np.where(varies, features - centre, 0.0) / scale
     if task.kind == "regression":
-        # Of variance 1, so that the penalty means the same in any unit.
-        unit = labels.std()
-        model = Ridge(alpha=_PENALTY * len(labels)).fit(scaled, labels / unit)
-        weight, bias = unit * np.atleast_2d(model.coef_), unit * np.atleast_1d(model.intercept_)
+        model = Ridge(alpha=_PENALTY * len(labels)).fit(scaled, labels)
+        weight, bias = np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_)
     else:
         weight, bias = _fit_classes(scaled, labels.astype(int), task.num_outputs)
     weight = weight / scale
@@ -103,6 +106,8 @@ def _fit_classes(
     features: Array, labels: NDArray[np.int_], num_classes: int
 ) -> tuple[Array, Array]:
     strength = 1.0 / (_PENALTY * len(labels))  # scikit-learn weighs the summed loss
+    if len(np.unique(labels)) == 2:  # and fits w = w_2 - w_1 alone: |W|^2 = |w|^2 / 2
+        strength *= 2.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # see _MAX_STEPS
         warnings.filterwarnings("ignore", "The number of unique classes")  # few rows of many
@@ -203,12 +208,20 @@ def pool_gradients(task: Task, features: Array, labels: Array, pool: Array) -> A
         features: (n, d) of the task's own rows.
         labels: (n,) class indices or values.
         pool: (m, d) features of the rows in question.
+
+    Raises:
+        InputError: if most of the rows are the same text.
     """
     head = fit_head(task, features, labels)
     classes = task.kind == "classification"
     targets = np.eye(task.num_outputs)[labels.astype(int)] if classes else labels[:, None]
     distance = np.median(pairwise_distances(features)[~np.eye(len(features), dtype=bool)])
     mean = targets.mean(axis=0)
+    if not distance > 0:
+        raise InputError(
+            f"task '{task.name}': most of its {len(features)} rows are alike to the model, which "
+            "leaves a teacher nothing to learn from; give rows of more texts, or leave out pool"
+        )
     teacher = KernelRidge(alpha=1, kernel="rbf", gamma=0.5 / distance**2)
     found = teacher.fit(features, targets - mean).predict(pool) + mean
     if not classes:

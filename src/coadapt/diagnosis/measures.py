@@ -43,8 +43,10 @@ class PairMeasure:
 
     def __post_init__(self) -> None:
         """Check what a hand-edited file may have broken."""
-        known = np.where(np.isnan(self.values), 0.0, self.values)
-        symmetric(known, f"'{self.title}'")
+        for what in ("values", "low", "high", "p_value"):
+            found = getattr(self, what)
+            if found is not None:
+                symmetric(np.where(np.isnan(found), 0.0, found), f"{what} of '{self.title}'")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,7 +120,8 @@ class Diagnosis:
             for what in ("values", "low", "high", "p_value"):
                 _check_shape(f"pairs.{name}.{what}", getattr(pair, what), (num, num))
             if pair.samples is not None:
-                _check_shape(f"pairs.{name}.samples", pair.samples[0], (num, num))
+                shape = (len(pair.samples), num, num)
+                _check_shape(f"pairs.{name}.samples", pair.samples, shape)
         for name, task in self.by_task.items():
             for what in ("values", "low", "high"):
                 _check_shape(f"by_task.{name}.{what}", getattr(task, what), (num,))
@@ -152,6 +155,46 @@ class Diagnosis:
             "seconds": {part: round(value, 3) for part, value in self.seconds.items()},
         }
 
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Diagnosis":
+        """Return the diagnosis that plain data of :meth:`to_plain` mean."""
+        num = len(plain["tasks"])
+        return cls(
+            tasks=tuple(plain["tasks"]),
+            of=plain["of"],
+            rows=dict(plain["rows"]),
+            settings=dict(plain["settings"]),
+            pairs={
+                name: PairMeasure(
+                    title=pair["title"],
+                    reading=pair["reading"],
+                    **{key: _array(pair[key]) for key in ("values", "low", "high", "p_value")},
+                    samples=_unpack(pair["samples"], num),
+                )
+                for name, pair in plain["pairs"].items()
+            },
+            by_task={
+                name: TaskMeasure(
+                    title=task["title"],
+                    reading=task["reading"],
+                    **{key: _array(task[key]) for key in ("values", "low", "high")},
+                )
+                for name, task in plain["by_task"].items()
+            },
+            tables={
+                name: TableMeasure(
+                    title=table["title"],
+                    reading=table["reading"],
+                    rows=tuple(table["rows"]),
+                    columns=tuple(table["columns"]),
+                    values=_array(table["values"]),
+                )
+                for name, table in plain["tables"].items()
+            },
+            notes=tuple(plain["notes"]),
+            seconds=dict(plain["seconds"]),
+        )
+
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
         write_json(Path(path), self.to_plain())
@@ -171,50 +214,11 @@ def load_diagnosis(path: str | Path) -> Diagnosis:
     if not isinstance(plain, dict) or plain.get("kind") != "diagnosis":
         raise InputError(f"{path} is no diagnosis; make one with 'coadapt diagnose'")
     try:
-        return _from_plain(plain)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no whole diagnosis: {error!r}") from error
+        return Diagnosis.from_plain(plain)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-
-
-def _from_plain(plain: Mapping[str, Any]) -> Diagnosis:
-    num = len(plain["tasks"])
-    return Diagnosis(
-        tasks=tuple(plain["tasks"]),
-        of=plain["of"],
-        rows=dict(plain["rows"]),
-        settings=dict(plain["settings"]),
-        pairs={
-            name: PairMeasure(
-                title=pair["title"],
-                reading=pair["reading"],
-                **{key: _array(pair[key]) for key in ("values", "low", "high", "p_value")},
-                samples=_unpack(pair["samples"], num),
-            )
-            for name, pair in plain["pairs"].items()
-        },
-        by_task={
-            name: TaskMeasure(
-                title=task["title"],
-                reading=task["reading"],
-                **{key: _array(task[key]) for key in ("values", "low", "high")},
-            )
-            for name, task in plain["by_task"].items()
-        },
-        tables={
-            name: TableMeasure(
-                title=table["title"],
-                reading=table["reading"],
-                rows=tuple(table["rows"]),
-                columns=tuple(table["columns"]),
-                values=_array(table["values"]),
-            )
-            for name, table in plain["tables"].items()
-        },
-        notes=tuple(plain["notes"]),
-        seconds=dict(plain["seconds"]),
-    )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path} is no whole diagnosis: {error!r}") from error
 
 
 def _pair_to_plain(pair: PairMeasure) -> dict[str, Any]:

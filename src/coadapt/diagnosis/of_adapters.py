@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from coadapt._errors import InputError
+from coadapt._files import read_json
 from coadapt.diagnosis.describe import extremes
 from coadapt.diagnosis.folds import adapter_similarity
 from coadapt.diagnosis.measures import Diagnosis, PairMeasure, TableMeasure
+from coadapt.exporting.peft_format import CONFIG_FILE
 from coadapt.importing import read_peft_adapter
 
 
@@ -33,6 +35,8 @@ def diagnose_adapters(
     names = [path.resolve().name for path in paths] if names is None else list(names)
     if len(paths) < 2:
         raise InputError(f"give two adapter folders or more to compare, not {len(paths)}")
+    if len(names) != len(paths):
+        raise InputError(f"there are {len(paths)} folders but {len(names)} names; give one each")
     for index, name in enumerate(names):
         if name in names[:index]:
             raise InputError(f"two of the folders are called '{name}'; rename one")
@@ -73,8 +77,19 @@ def diagnose_adapters(
         notes=(
             "ranks: " + ", ".join(f"{n} {a.r}" for n, a in zip(names, adapters, strict=True)),
             "adapters that were not started from the same A may be orthogonal even on one task",
+            *_other_bases(paths),
         ),
     )
+
+
+def _other_bases(paths: Sequence[Path]) -> list[str]:
+    """Return a note where the adapters name several base models, one of which may be a copy."""
+    named = [read_json(path / CONFIG_FILE).get("base_model_name_or_path") for path in paths]
+    found = list(dict.fromkeys(str(name) for name in named if name))
+    if len(found) < 2:
+        return []
+    told = f"they name different base models ({', '.join(found)})"
+    return [f"{told}; updates of different models do not compare"]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -65,14 +65,17 @@ def spectral_entropy(
     Args:
         weight: W.
         second: C.
-        rank: R, how many singular values are counted, at least 2; no more than there are.
+        rank: R, how many singular values are counted, at least 2; all where there are fewer.
         normalised: divided by log R, so that it lies in [0, 1]; else in nats.
 
     Raises:
         InputError: if fewer than two singular values are asked for, or all are 0.
     """
-    if rank < 2:
-        raise InputError(f"the entropy of {rank} singular values says nothing; take rank 2 or more")
+    if min(rank, *weight.shape) < 2:
+        raise InputError(
+            f"the entropy of one singular value says nothing: rank is {rank}, the map's shape "
+            f"{weight.shape}; both must be 2 or more"
+        )
     values: Array = svdvals(weight @ second)[:rank]  # pyright: ignore[reportAssignmentType]
     if not values.sum() > 0:
         raise InputError("the map is zero on these inputs: its singular values have no entropy")

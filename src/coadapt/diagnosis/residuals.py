@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from coadapt._errors import InputError
 from coadapt.diagnosis.coupling import CouplingEstimate, class_residuals, delta_hat
 from coadapt.diagnosis.coupling import regression_residuals as value_residuals
+from coadapt.diagnosis.measures import PairMeasure, TableMeasure
 from coadapt.diagnosis.teacher import (
     delta_partial,
     delta_teacher,
@@ -104,18 +106,16 @@ def shared_coupling(
 ) -> tuple[dict[tuple[str, ...], CouplingEstimate], list[str]]:
     """Return the residual coupling of each group of tasks that label the same texts.
 
-    Tasks belong to a group if every two of them share enough texts. Groups whose residuals cannot
-    be used are told in the notes, with the reason.
+    Tasks belong to a group if every two of them share enough texts; every such pair is in a group,
+    and a task may be in several. Groups whose residuals cannot be used are told in the notes, with
+    the reason.
 
     Args:
         judged: all tasks of a run.
         calibrated: the same tasks.
         generator: of permutations and resamples.
     """
-    keys = [
-        [every[row] for row in found.rows]
-        for every, found in zip((_keys(task.rows) for task in judged), calibrated, strict=True)
-    ]
+    keys = _kept_keys(judged, calibrated)
     values = [residuals_of(task, found) for task, found in zip(judged, calibrated, strict=True)]
     estimates: dict[tuple[str, ...], CouplingEstimate] = {}
     notes: list[str] = []
@@ -140,8 +140,9 @@ def shared_coupling(
         estimates[names] = found
     if not estimates and not notes:
         notes.append(
-            f"no two tasks share {MIN_PAIRS} texts, so their residual coupling cannot be told from "
-            "these data; a teacher would give one under an assumption (--teacher)"
+            f"no two tasks share {MIN_PAIRS} texts besides those that temperatures are fitted on "
+            "(about half of all), so their residual coupling cannot be told from these data; a "
+            "teacher would give one under an assumption (--teacher)"
         )
     return estimates, notes
 
@@ -149,8 +150,17 @@ def shared_coupling(
 def control(
     judged: Sequence[Judged], calibrated: Sequence[Calibrated], generator: np.random.Generator
 ) -> tuple[CouplingEstimate | None, list[str]]:
-    """Return what pairing unrelated rows gives, a negative control."""
+    """Return what pairing unrelated rows gives, a negative control.
+
+    Rows are paired in the order in which they lie, as an order may pass for coupling; those of a
+    task that shares texts with an earlier one are shuffled, or the same texts would meet.
+    """
     values = [residuals_of(task, found) for task, found in zip(judged, calibrated, strict=True)]
+    seen: set[bytes] = set()
+    for t, keys in enumerate(_kept_keys(judged, calibrated)):
+        if not seen.isdisjoint(keys):
+            values[t] = generator.permutation(values[t])
+        seen.update(keys)
     try:
         return null_alignment(values, generator=generator), []
     except InputError as error:
@@ -191,6 +201,57 @@ def teacher_coupling(
     return found, placebo
 
 
+def coupling_by_pair(
+    names: Sequence[str], group: Sequence[str], found: CouplingEstimate
+) -> PairMeasure:
+    """Return an estimate's coupling of each two tasks of its group, among all tasks."""
+    values = np.full((len(names), len(names)), np.nan)
+    places = [names.index(task) for task in group]
+    values[np.ix_(places, places)] = found.pairs
+    return PairMeasure(
+        title=f"{found.estimator} of each two tasks alone, less its bias, nats",
+        reading=_reading(found),
+        values=values,
+    )
+
+
+def coupling_table(rows: Mapping[str, CouplingEstimate]) -> dict[str, TableMeasure]:
+    """Return estimates by name as a table, or no table of none."""
+    if not rows:
+        return {}
+    return {
+        "coupling": TableMeasure(
+            title="residual coupling of errors across tasks, nats",
+            reading="value: less its bias by permutation; 95 % interval; p by permutation",
+            rows=tuple(rows),
+            columns=("value", "low", "high", "p", "bias", "rows"),
+            values=np.array(
+                [[r.value, r.low, r.high, r.p_value, r.bias, r.num_rows] for r in rows.values()]
+            ),
+        )
+    }
+
+
+def assumptions(rows: Mapping[str, CouplingEstimate]) -> list[str]:
+    """Return each assumption once, with what rests on it."""
+    found: dict[str, list[str]] = {}
+    for name, estimate in rows.items():
+        if estimate.assumption:
+            found.setdefault(estimate.assumption, []).append(name)
+    return [
+        f"{names[0] if len(names) == 1 else rows[names[0]].estimator}: {assumption}"
+        for assumption, names in found.items()
+    ]
+
+
+def _reading(found: CouplingEstimate) -> str:
+    sure = "more than chance gives" if found.p_value < 0.05 else "no more than chance gives"
+    return (
+        f"together {found.value:.3f} nats ({found.low:.3f} to {found.high:.3f}), "
+        f"p = {found.p_value:.3f}: {sure}"
+    )
+
+
 def _keys(rows: Rows) -> list[bytes]:
     pairs = rows.pairs or (None,) * len(rows)
     return [
@@ -199,16 +260,28 @@ def _keys(rows: Rows) -> list[bytes]:
     ]
 
 
+def _kept_keys(judged: Sequence[Judged], calibrated: Sequence[Calibrated]) -> list[list[bytes]]:
+    """Return each task's texts, as keys, of the rows that its temperature was not fitted on."""
+    return [
+        [every[row] for row in found.rows]
+        for every, found in zip((_keys(task.rows) for task in judged), calibrated, strict=True)
+    ]
+
+
 def _groups(keys: Sequence[list[bytes]]) -> list[list[int]]:
-    """Return groups of two or more tasks, each two of which share enough texts; greedy."""
+    """Return groups of tasks, each two of which share enough texts; greedy, all pairs are in."""
     sets = [set(found) for found in keys]
-    left, groups = list(range(len(keys))), []
-    while left:
-        group = [left.pop(0)]
-        for t in list(left):
-            if all(len(sets[t] & sets[member]) >= MIN_PAIRS for member in group):
+
+    def shares(a: int, b: int) -> bool:
+        return len(sets[a] & sets[b]) >= MIN_PAIRS
+
+    groups: list[list[int]] = []
+    for pair in combinations(range(len(keys)), 2):
+        if not shares(*pair) or any(set(pair) <= set(group) for group in groups):
+            continue
+        group = list(pair)
+        for t in range(len(keys)):
+            if t not in group and all(shares(t, member) for member in group):
                 group.append(t)
-                left.remove(t)
-        if len(group) > 1:
-            groups.append(group)
+        groups.append(sorted(group))
     return groups

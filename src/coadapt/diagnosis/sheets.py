@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from coadapt._sheet import Sheet, missing
+from coadapt._sheet import WHOLE, Sheet, missing
 from coadapt.diagnosis.measures import Diagnosis, PairMeasure, TableMeasure
 
-_WIDE = 8  # tasks whose matrix a terminal shows; of more, the pairs at the ends are listed
+_TERMINAL = 80  # columns, in which numbers are to stay whole
 _LISTED = 10  # pairs at either end
 _SHORT = ("absolute", "corrected", "fisher")  # said by their readings; whole in the file
 
@@ -18,7 +18,8 @@ def sheets(found: Diagnosis) -> list[Sheet]:
     for name, pair in found.pairs.items():
         if name not in _SHORT:
             tables.append(_by_pair(found.tasks, pair))
-    tables += [_table(table) for table in found.tables.values()]
+    for table in found.tables.values():
+        tables += _table(table)
     rest = [f"{pair.title}: {pair.reading}" for name, pair in found.pairs.items() if name in _SHORT]
     last = tables[-1]
     notes = (*last.notes, *rest, *found.notes)
@@ -46,12 +47,12 @@ def pair_sheet(found: Diagnosis, name: str) -> Sheet:
 
 
 def _by_pair(tasks: Sequence[str], pair: PairMeasure) -> Sheet:
-    if len(tasks) > _WIDE:
-        return _ends(tasks, pair)
     rows = [
         (task, *(_cell(pair, i, j) if i != j else "" for j in range(len(tasks))))
         for i, task in enumerate(tasks)
     ]
+    if len(tasks) > _room(rows):
+        return _ends(tasks, pair)
     return Sheet(
         title=pair.title,
         columns=("", *tasks),
@@ -78,17 +79,30 @@ def _ends(tasks: Sequence[str], pair: PairMeasure) -> Sheet:
     )
 
 
-def _table(table: TableMeasure) -> Sheet:
+def _table(table: TableMeasure) -> list[Sheet]:
+    """Return the table, or its columns in turn where they do not fit beside each other."""
     rows = [
         (name, *("-" if missing(value) else f"{value:.3g}" for value in values))
         for name, values in zip(_without_common_parts(table.rows), table.values, strict=True)
     ]
-    return Sheet(
-        title=table.title,
-        columns=("", *table.columns),
-        rows=tuple(rows),
-        notes=(table.reading,),
-    )
+    num, at_once = len(table.columns), _room(rows)
+    spans = [slice(start, start + at_once) for start in range(0, num, at_once)]
+    return [
+        Sheet(
+            title=table.title + (f" ({part} of {len(spans)})" if len(spans) > 1 else ""),
+            columns=("", *table.columns[span]),
+            rows=tuple((row[0], *row[1:][span]) for row in rows),
+            notes=(table.reading,) if part == len(spans) else (),
+        )
+        for part, span in enumerate(spans, start=1)
+    ]
+
+
+def _room(rows: Sequence[tuple[str, ...]]) -> int:
+    """Return how many columns a terminal has room for beside the first, without breaking words."""
+    first = min(WHOLE, max((len(row[0]) for row in rows), default=0))
+    words = [len(word) for row in rows for cell in row[1:] for word in cell.split()]
+    return max(1, (_TERMINAL - first) // (max(words, default=0) + 2))
 
 
 def _without_common_parts(names: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ class Similarity:
 
     Attributes:
         cosine: (T, T), averaged over the probes.
-        low: (T, T) lower ends of its bootstrap interval.
+        low: (T, T) lower ends of its bootstrap interval; NaN for a task with one chunk.
         high: (T, T) upper ends.
         samples: (N, T, T) bootstrap replicates, centred on ``cosine``.
         reliability: (T,) share of a mean gradient's squared length that is no sampling noise; NaN
@@ -104,10 +104,14 @@ def cosines(
     gradient: the inner product of two half samples' means, averaged over all ways of halving, and
     so ``rho`` is a split-half reliability stepped up to the whole sample. Dividing by it undoes
     what noise takes from a cosine (Spearman, "The proof and measurement of association between two
-    things", 1904). Both are averaged over the probes.
+    things", 1904). Both are averaged over the probes. If paired, noise that tasks share would do
+    the opposite, so the corrected cosine leaves out the products within a chunk, as the reliability
+    does. Not for tasks that share rows without being paired: what is corrected is too high there.
 
     The bootstrap draws chunks. A replicate of the plain cosine holds each chunk's noise about twice
-    and is attenuated again, so the replicates are shifted back to the estimate.
+    and is attenuated again, so the replicates are shifted back to the estimate. The 95 % interval
+    covers the expected cosine in 85 to 95 % of samples of some 24 chunks, in fewer if there are
+    fewer; that of the corrected cosine is too wide rather than too narrow.
 
     Args:
         gram: of :func:`gram_of`.
@@ -123,17 +127,19 @@ def cosines(
     """
     starts = np.cumsum([0, *num_chunks])[:-1]
     ones = np.concatenate([np.full(count, 1.0 / count) for count in num_chunks])
-    sums, selves = _inner(gram, ones, starts)
+    sums, signal = _inner(gram, ones, starts, paired)
     _refuse_zero(sums, tasks)
-    cosine, reliability, corrected = _statistics(sums, selves, floor)
+    cosine, reliability, corrected = _statistics(sums, signal, floor)
     draws = []
     for _ in range(num_bootstrap):
         weights = [_resampled(count, generator) for count in num_chunks[: 1 if paired else None]]
         weights *= len(num_chunks) if paired else 1
-        draws.append(_statistics(*_inner(gram, np.concatenate(weights), starts), floor))
+        draws.append(_statistics(*_inner(gram, np.concatenate(weights), starts, paired), floor))
     samples = np.stack([draw[0] for draw in draws])
     samples += cosine - samples.mean(axis=0)
     low, high = np.quantile(samples, [0.025, 0.975], axis=0)
+    for ends in (low, high):  # of one chunk there are no other draws
+        ends[np.equal(num_chunks, 1)] = ends[:, np.equal(num_chunks, 1)] = np.nan
     corrected_low, corrected_high = _interval_of_known(np.stack([draw[2] for draw in draws]))
     unknown = np.isnan(corrected)
     corrected_low[unknown] = corrected_high[unknown] = np.nan
@@ -154,28 +160,40 @@ def _resampled(count: int, generator: np.random.Generator) -> Array:
     return generator.multinomial(count, np.full(count, 1.0 / count)) / count
 
 
-def _inner(gram: Array, weights: Array, starts: NDArray[np.intp]) -> tuple[Array, Array]:
-    """Return inner products of weighted means, (P, T, T), and without those of chunks with itself.
+def _inner(
+    gram: Array, weights: Array, starts: NDArray[np.intp], paired: bool
+) -> tuple[Array, Array]:
+    """Return inner products of weighted means, (P, T, T), and those without the noise in common.
 
-    The second, (P, T), is the weighted mean over pairs of distinct chunks of the same task.
+    The second is the weighted mean over pairs of distinct chunks, which have no rows in common: on
+    the diagonal, or if paired everywhere.
     """
     weighted = gram * weights[:, None] * weights
     sums = np.add.reduceat(np.add.reduceat(weighted, starts, axis=1), starts, axis=2)
-    own = np.add.reduceat(np.diagonal(weighted, axis1=1, axis2=2), starts, axis=1)
+    num = len(starts)
+    same_chunk = np.zeros_like(sums)
+    if paired:
+        blocks = weighted.reshape(len(gram), num, -1, num, len(weights) // num)
+        same_chunk = np.einsum("pibjb->pij", blocks)
+    else:
+        own = np.add.reduceat(np.diagonal(weighted, axis1=1, axis2=2), starts, axis=1)
+        same_chunk[:, range(num), range(num)] = own
     share = np.add.reduceat(weights**2, starts)  # of the pairs of a chunk with itself
+    left = 1.0 - (np.broadcast_to(share, (num, num)) if paired else np.diag(share))
     with np.errstate(divide="ignore", invalid="ignore"):
-        distinct = (np.diagonal(sums, axis1=1, axis2=2) - own) / (1.0 - share)
-    return sums, np.where(share < 1.0, distinct, np.nan)
+        return sums, np.where(left > 0.0, (sums - same_chunk) / left, np.nan)
 
 
-def _statistics(sums: Array, distinct: Array, floor: float) -> tuple[Array, Array, Array]:
+def _statistics(sums: Array, signal: Array, floor: float) -> tuple[Array, Array, Array]:
     """Return cosine (T, T), reliability (T,) and corrected cosine (T, T), means over the probes."""
     squared = np.diagonal(sums, axis1=1, axis2=2)
+    lengths = np.sqrt(squared[:, :, None] * squared[:, None, :])
     with np.errstate(divide="ignore", invalid="ignore"):
-        cosine = (sums / np.sqrt(squared[:, :, None] * squared[:, None, :])).mean(axis=0)
-        reliability = (distinct / squared).mean(axis=0)
+        cosine = (sums / lengths).mean(axis=0)
+        without_noise = (signal / lengths).mean(axis=0)
+        reliability = without_noise.diagonal().copy()
         known = np.where(reliability > floor, reliability, np.nan)
-        corrected = cosine / np.sqrt(np.outer(known, known))
+        corrected = without_noise / np.sqrt(np.outer(known, known))
     cosine = _clipped(cosine)
     np.fill_diagonal(cosine, 1.0)
     np.fill_diagonal(corrected, np.where(np.isnan(known), np.nan, 1.0))
@@ -195,7 +213,7 @@ def _refuse_zero(sums: Array, tasks: Sequence[str]) -> None:
         if not (sums[:, index, index] > 0).all():
             raise InputError(
                 f"task '{task}': its mean gradient is zero, so it has no direction to compare; "
-                "a head on frozen features predicts its labels exactly"
+                "the frozen features are the same for all of its rows, or tell its labels exactly"
             )
 
 

@@ -14,12 +14,15 @@ from coadapt.config import parse, to_plain
 from coadapt.diagnosis.capacities import capacity_tables, input_moments, reference_noise
 from coadapt.diagnosis.collect import Encoded
 from coadapt.diagnosis.coupling import CouplingEstimate
-from coadapt.diagnosis.measures import Diagnosis, PairMeasure, TableMeasure, TaskMeasure
+from coadapt.diagnosis.measures import Diagnosis, TableMeasure, TaskMeasure
 from coadapt.diagnosis.residuals import (
     Calibrated,
     Judged,
+    assumptions,
     calibrate,
     control,
+    coupling_by_pair,
+    coupling_table,
     shared_coupling,
     teacher_coupling,
 )
@@ -84,7 +87,11 @@ def diagnose_run(
         options: the fields of :class:`RunDiagnosisConfig`.
 
     Raises:
-        InputError: if a run has not finished, has one task, or its tasks are not the teachers'.
+        InputError: if a run has not finished, has one task, or too few rows of one to judge it by;
+            or a teacher or the reference is not of the same suite or base model.
+
+    Example:
+        ``found = coadapt.diagnose_run("runs/shared", teachers=["runs/private"])``
     """
     config = parse(RunDiagnosisConfig, options, "diagnose_run()")
     loader = loader or Loader()
@@ -92,6 +99,9 @@ def diagnose_run(
     names = opened.suite.names
     if len(names) < 2:
         raise InputError(f"run {opened.path} has one task; residual coupling is between tasks")
+    # Now, not after minutes of work.
+    taught = _open_teachers(opened, teachers, loader)
+    other = _open_reference(opened, reference, loader)
     judged = _judge(opened, loader, config.split)
     heads = [calibrate(task) for task in judged]
     notes: list[str] = []
@@ -103,31 +113,76 @@ def diagnose_run(
         f"{found.estimator}: {', '.join(group)}": found for group, found in estimates.items()
     }
     pairs = {
-        f"coupling of {', '.join(group)}": _pairs(names, group, found)
+        f"coupling of {', '.join(group)}": coupling_by_pair(names, group, found)
         for group, found in estimates.items()
     }
-    if teachers:
-        found = _teach(opened, teachers, loader, config, heads)
+    if taught:
+        found, told = _teach(opened, taught, loader, config, heads)
         rows |= found
-        teacher = found["delta_teacher: all tasks"]
-        pairs["teacher"] = _pairs(names, names, teacher)
+        notes += told
+        if (whole := found.get("delta_teacher: all tasks")) is not None:
+            pairs["teacher"] = coupling_by_pair(names, names, whole)
     if null is not None:
         rows["null_alignment: unrelated rows"] = null
-    notes += [f"{name}: {found.assumption}" for name, found in rows.items() if found.assumption]
+    notes += assumptions(rows)
     return Diagnosis(
         tasks=names,
         of=f"run {opened.path}",
         rows={task.task.name: len(task.rows) for task in judged},
-        settings={**to_plain(config), "teachers": len(teachers)},
+        settings={
+            **to_plain(config),
+            "teachers": [str(teacher.path) for teacher in taught],
+            "reference": str(other.path),
+        },
         pairs=pairs,
         by_task={"temperature": _temperatures(names, heads)},
-        tables=_coupling_table(rows) | _capacity(opened, reference, loader, notes),
+        tables=coupling_table(rows) | _capacity(opened, other, loader, config, notes),
         notes=tuple(notes),
     )
 
 
 def _open(run: str | Path | Run, loader: Loader) -> Run:
     return run if isinstance(run, Run) else load_run(run, loader=loader)
+
+
+def _open_teachers(run: Run, teachers: Sequence[str | Path | Run], loader: Loader) -> list[Run]:
+    """Return the teachers, one or two of the run's suite and base model, or none."""
+    opened = [_open(teacher, loader) for teacher in teachers]
+    if len(opened) > 2:
+        raise InputError(f"give one teacher, or two for a placebo, not {len(opened)}")
+    for teacher in opened:
+        # By another split it would have been trained on rows that the run is judged on.
+        if _suite_of(teacher) != _suite_of(run):
+            raise InputError(
+                f"the teacher {teacher.path} has other tasks, labels or splits than {run.path}; "
+                "take a run of the same suite"
+            )
+        _refuse_other_base(run, teacher, "teacher")
+    return opened
+
+
+def _open_reference(run: Run, reference: str | Path | Run | None, loader: Loader) -> Run:
+    """Return the run that sets the noise, by default the run itself."""
+    if reference is None:
+        return run
+    opened = _open(reference, loader)
+    _refuse_other_base(run, opened, "reference")
+    return opened
+
+
+def _suite_of(run: Run) -> tuple[Any, ...]:
+    """Return what decides a run's labels and held-out rows; training rows may differ."""
+    suite = run.suite
+    tasks = [(task.name, task.kind, task.labels, task.data, task.columns) for task in suite.tasks]
+    return tasks, suite.seed, suite.split
+
+
+def _refuse_other_base(run: Run, other: Run, what: str) -> None:
+    ours, theirs = run.config.model.name, other.config.model.name
+    if theirs != ours:
+        raise InputError(
+            f"the {what} {other.path} has another base model, {theirs}, than {run.path}, {ours}"
+        )
 
 
 def _judge(run: Run, loader: Loader, split: str) -> list[Judged]:
@@ -155,33 +210,26 @@ def _encoded(run: Run, loader: Loader, split: str) -> dict[str, Any]:
 
 def _teach(
     run: Run,
-    teachers: Sequence[str | Path | Run],
+    teachers: Sequence[Run],
     loader: Loader,
     config: RunDiagnosisConfig,
     heads: Sequence[Calibrated],
-) -> dict[str, CouplingEstimate]:
+) -> tuple[dict[str, CouplingEstimate], list[str]]:
     """Return the coupling with teachers' labels on the rows of all tasks, and of each task."""
-    opened = [_open(teacher, loader) for teacher in teachers]
-    if len(opened) > 2:
-        raise InputError(f"give one teacher, or two for a placebo, not {len(opened)}")
-    for teacher in opened:
-        if teacher.suite.tasks != run.suite.tasks:
-            raise InputError(
-                f"the teacher {teacher.path} has other tasks or labels than {run.path}; take a run "
-                "of the same suite"
-            )
-        if teacher.config.model.name != run.config.model.name:
-            raise InputError(f"the teacher {teacher.path} has another base model than {run.path}")
-    encoded = _encoded(run, loader, config.split)
-    pool = {task: rows[: config.max_pool] for task, rows in encoded.items()}
+    pool = {
+        task: _some(rows, config.max_pool, config.generator("pool", task))
+        for task, rows in _encoded(run, loader, config.split).items()
+    }
     students = _on_pool(run, pool)
-    taught = [_on_pool(teacher, pool) for teacher in opened]
+    taught = [_on_pool(teacher, pool) for teacher in teachers]
     calibrated = [
-        [calibrate(task) for task in _judge(teacher, loader, config.split)] for teacher in opened
+        [calibrate(task) for task in _judge(teacher, loader, config.split)] for teacher in teachers
     ]
     found: dict[str, CouplingEstimate] = {}
-    for source in ("all tasks", *pool):
-        kept = slice(None) if source == "all tasks" else _span(pool, source)
+    notes: list[str] = []
+    for source in (None, *pool):
+        name = "all tasks" if source is None else f"texts of {source}"
+        kept = slice(None) if source is None else _span(pool, source)
         part = [{task: outputs[kept] for task, outputs in each.items()} for each in taught]
         try:
             estimate, placebo = teacher_coupling(
@@ -189,17 +237,21 @@ def _teach(
                 part,
                 heads,
                 calibrated,
-                config.generator("teacher", source),
+                config.generator("teacher", source or "all tasks"),
             )
-        except InputError:
-            if source == "all tasks":
-                raise
-            continue  # too few rows of this source alone
-        name = "all tasks" if source == "all tasks" else f"texts of {source}"
+        except InputError as error:
+            notes.append(f"no delta_teacher on {name}: {error}")
+            continue
         found[f"delta_teacher: {name}"] = estimate
         if placebo is not None:
             found[f"placebo: {name}"] = placebo
-    return found
+    return found, notes
+
+
+def _some(rows: Encoded, num: int, generator: np.random.Generator) -> Encoded:
+    """Return so many of the rows, in their order: the first ones may all be of one class."""
+    order = generator.permutation(len(rows))
+    return [rows[row] for row in np.sort(order[:num])]
 
 
 def _on_pool(run: Run, pool: Mapping[str, Encoded]) -> dict[str, Array]:
@@ -217,41 +269,6 @@ def _span(pool: Mapping[str, Encoded], source: str) -> slice:
     raise AssertionError(source)
 
 
-def _pairs(names: Sequence[str], group: Sequence[str], found: CouplingEstimate) -> PairMeasure:
-    values = np.full((len(names), len(names)), np.nan)
-    places = [names.index(task) for task in group]
-    values[np.ix_(places, places)] = found.pairs
-    return PairMeasure(
-        title=f"{found.estimator} of each two tasks alone, less its bias, nats",
-        reading=_reading(found),
-        values=values,
-    )
-
-
-def _reading(found: CouplingEstimate) -> str:
-    sure = "more than chance gives" if found.p_value < 0.05 else "no more than chance gives"
-    return (
-        f"together {found.value:.3f} nats ({found.low:.3f} to {found.high:.3f}), "
-        f"p = {found.p_value:.3f}: {sure}"
-    )
-
-
-def _coupling_table(rows: Mapping[str, CouplingEstimate]) -> dict[str, TableMeasure]:
-    if not rows:
-        return {}
-    return {
-        "coupling": TableMeasure(
-            title="residual coupling of errors across tasks, nats",
-            reading="value: less its bias by permutation; 95 % interval; p by permutation",
-            rows=tuple(rows),
-            columns=("value", "low", "high", "p", "bias", "rows"),
-            values=np.array(
-                [[r.value, r.low, r.high, r.p_value, r.bias, r.num_rows] for r in rows.values()]
-            ),
-        )
-    }
-
-
 def _temperatures(names: Sequence[str], heads: Sequence[Calibrated]) -> TaskMeasure:
     values = np.array([head.temperature for head in heads])
     most = int(np.abs(np.log(values)).argmax())
@@ -263,7 +280,7 @@ def _temperatures(names: Sequence[str], heads: Sequence[Calibrated]) -> TaskMeas
 
 
 def _capacity(
-    run: Run, reference: str | Path | Run | None, loader: Loader, notes: list[str]
+    run: Run, reference: Run, loader: Loader, config: RunDiagnosisConfig, notes: list[str]
 ) -> dict[str, TableMeasure]:
     model = run.model
     if not model.attached.layers:
@@ -271,14 +288,13 @@ def _capacity(
         return {}
     collate = Collator(run.tokenizer)
     encoded = {
-        task: rows[:_MAX_CAPACITY_ROWS] for task, rows in _encoded(run, loader, "train").items()
+        task: _some(rows, _MAX_CAPACITY_ROWS, config.generator("capacity", task))
+        for task, rows in _encoded(run, loader, "train").items()
     }
     moments = input_moments(model, collate, encoded)
-    if reference is None:
+    if reference is run:
         notes.append(
             "the noise of the capacity proxies is this run's own: to compare runs give all of them "
             "the same reference"
         )
-        return capacity_tables(model, moments, reference_noise(model, moments))
-    other = _open(reference, loader).model
-    return capacity_tables(model, moments, reference_noise(other, moments))
+    return capacity_tables(model, moments, reference_noise(reference.model, moments))

@@ -121,6 +121,8 @@ def _shared(tasks: tuple[str, ...], reasons: list[str]) -> Advice:
 
 def _told_reliability(evidence: Evidence) -> str:
     values = evidence.reliability
+    if np.isnan(values).any():
+        return "some tasks have too few rows to tell how reliable their gradients are"
     return (
         f"the tasks' gradients have a median reliability of {np.median(values):.2f} "
         f"({values.min():.2f} to {values.max():.2f}; {MIN_RELIABILITY} or more is wanted)"

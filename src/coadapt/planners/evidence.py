@@ -47,8 +47,9 @@ def gather(found: Diagnosis, tasks: Sequence[str] | None = None) -> Evidence:
     kept = [i for i, task in enumerate(found.tasks) if tasks is None or task in tasks]
     if len(kept) < 2:
         raise InputError("a plan needs two tasks or more: there is nothing to share among one")
-    pair = found.pair(MEASURE)
-    if pair.samples is None or not {"reliability", "rows"} <= set(found.by_task):
+    pair = found.pairs.get(MEASURE)
+    known = {"reliability", "rows"} <= set(found.by_task)
+    if pair is None or pair.samples is None or not known:
         raise InputError(
             f"the diagnosis of {found.of} does not say how well its similarities are known; plan "
             "by one that 'coadapt diagnose suite.yaml' made"

@@ -123,7 +123,7 @@ def search(
         output: a folder for the runs; those that are finished in it are not run again.
         config: how long.
         loader: keeps what the runs share.
-        console: where to tell of each round.
+        console: where to tell the cost and each round.
 
     Raises:
         InputError: if there is nothing to choose from, or a plan does not fit the suite.
@@ -133,7 +133,13 @@ def search(
         raise InputError(f"a search needs two candidates or more, not {len(candidates)}")
     for plan in candidates.values():
         plan.check(suite.names)
-    left = list(candidates)
+    cost, left = config.cost(len(candidates)), list(candidates)
+    if console is not None:
+        console.print(
+            f"{len(left)} candidates, {cost:g} epochs of the suite in all "
+            f"({len(config.rounds(len(left)))} rounds, {len(config.seeds)} seed(s))",
+            highlight=False,
+        )
     rounds: list[dict[str, Any]] = []
     for number, (_, epochs) in enumerate(config.rounds(len(candidates))):
         scores = {
@@ -155,7 +161,7 @@ def search(
     found = Search(
         plan=candidates[left[0]],
         name=left[0],
-        epochs=config.cost(len(candidates)),
+        epochs=cost,
         rounds=tuple(rounds),
     )
     write_json(
@@ -196,16 +202,8 @@ def propose_by_search(
     Raises:
         InputError: if the suite's tasks are not those of the diagnosis.
     """
-    config = config or SearchConfig()
     evidence = gather(found, tasks)
     candidates = candidates_of(evidence, budget, distance=distance, ranks=ranks)
-    cost = config.cost(len(candidates))
-    if console is not None:
-        console.print(
-            f"{len(candidates)} candidates, {cost:g} epochs of the suite in all "
-            f"({len(config.rounds(len(candidates)))} rounds, {len(config.seeds)} seed(s))",
-            highlight=False,
-        )
     best = search(base, suite, candidates, output, config=config, loader=loader, console=console)
     last = best.rounds[-1]["scores"]
     told = ", ".join(f"{name} {score:.3f}" for name, score in last.items())
@@ -217,7 +215,7 @@ def propose_by_search(
         sharing=sharing,
         recipe="clustered",
         reasons=(
-            f"the best of {len(candidates)} cuts by successive halving, {cost:g} epochs in all",
+            f"the best of {len(candidates)} cuts by successive halving, {best.epochs:g} epochs in all",
             f"mean validation scores of the last round: {told}",
         ),
     )

@@ -234,6 +234,10 @@ class Grid:
         drawn = {name: [p for p in found if p.partition(".")[0] == name] for name in names}
         return [plan for name in names for plan in drawn[name] or [name]]
 
+    def clusters_of(self, group: Group) -> Clustering:
+        """Return who shares in a group that a plan was given to."""
+        return self._plans[group.tasks][group.plan or ""]
+
     def _named(self, name: str, tasks: str | None) -> Iterator[tuple[str, Clustering]]:
         """Yield the clusters under a plan's name: one set of them, or as many as are drawn."""
         plan = self.study.plans[name]

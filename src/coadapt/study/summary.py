@@ -19,7 +19,7 @@ from coadapt.study.records import (
 )
 from coadapt.study.running import choose
 from coadapt.study.series import over_tasks
-from coadapt.study.spec import Clusters, RandomPartitions, Study
+from coadapt.study.spec import RandomPartitions, Study
 from coadapt.tasks import Task
 
 Setting = tuple[int | None, str | None]
@@ -138,7 +138,7 @@ def _table(
         "budget": budget,
         "baseline": arms[base].name if base is not None else None,
         "arms": rows,
-        "partitions": _partitions(study, groups, arms, suite.tasks),
+        "partitions": _partitions(grid, groups, arms, suite.tasks),
     }
 
 
@@ -181,17 +181,17 @@ def _is_random(study: Study, group: Group) -> bool:
 
 
 def _partitions(
-    study: Study, groups: list[Group], arms: dict[Group, Arm], tasks: Sequence[Task]
+    grid: Grid, groups: list[Group], arms: dict[Group, Arm], tasks: Sequence[Task]
 ) -> list[dict[str, Any]]:
     """Return, for each recipe and plan with random partitions, where the plan stands among them."""
-    names = [task.name for task in tasks]
+    study, names = grid.study, [task.name for task in tasks]
     found = []
     for name, source in study.plans.items():
         if not isinstance(source, RandomPartitions):
             continue
         for observed in (g for g in groups if g.plan == source.like and arms[g].scores):
             null = [
-                arms[g]
+                g
                 for g in groups
                 if g.recipe == observed.recipe
                 and (g.plan or "").partition(".")[0] == name
@@ -199,13 +199,22 @@ def _partitions(
             ]
             if not null:
                 continue
-            like = study.plans[source.like]
-            assert isinstance(like, Clusters)
-            sizes = [sum(t in names for t in cluster) for cluster in like.clusters.values()]
-            found.append(
-                _against_null(arms[observed], null, names, num_partitions([s for s in sizes if s]))
+            sizes = [len(cluster) for cluster in grid.clusters_of(observed).values()]
+            against = _against_null(
+                arms[observed], [arms[g] for g in null], names, num_partitions(sizes)
             )
+            drawn = [_drawn(grid, group, arms[group]) for group in (observed, *null)]
+            found.append({**against, "drawn": drawn})
     return found
+
+
+def _drawn(grid: Grid, group: Group, arm: Arm) -> dict[str, Any]:
+    """Return a partition with each task's score, the mean over seeds."""
+    tasks = next(iter(arm.scores.values()))
+    return {
+        "clusters": [list(cluster) for cluster in grid.clusters_of(group).values()],
+        "scores": {t: float(np.mean([arm.scores[s][t] for s in arm.seeds])) for t in tasks},
+    }
 
 
 def _against_null(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from coadapt._errors import InputError
-from coadapt.verbs.common import DataRoot, JsonFlag, SetOption, err, mendable, out
+from coadapt.verbs.common import DataRoot, JsonFlag, err, mendable, out
 
 
 def diagnose(
@@ -30,7 +30,15 @@ def diagnose(
     reference: Annotated[
         Path | None, typer.Option(help="With --run: the run that sets the capacities' noise.")
     ] = None,
-    overrides: SetOption = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting, such as max_rows=1000, suite.max_rows=200 or model.pooling=mean; with "
+            "--run split=test.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of folds, probes and resamples.")] = None,
     data_root: DataRoot = None,
     as_json: JsonFlag = False,
@@ -42,7 +50,7 @@ def diagnose(
         _only(teacher=teacher, reference=reference, allowed=run, need="--run")
         _only(model=model, data_root=data_root, allowed=not (run or adapters), need="a suite")
         _only(set=overrides, seed=seed is not None, allowed=not adapters, need="a suite or --run")
-        _refuse_missing_folder(output)  # now, not after minutes of work
+        _refuse_unwritable(output)  # now, not after minutes of work
         own: list[str] = list(overrides or ()) + ([f"seed={seed}"] if seed is not None else [])
         if adapters:
             from coadapt.diagnosis import diagnose_adapters
@@ -62,10 +70,11 @@ def diagnose(
     for sheet in sheets(found):
         out.print(sheet.to_rich())
     if output is not None:
-        told = (
-            f"written to {output}; plan by it with: coadapt plan {output} --budget 8 -o plan.yaml"
-        )
-        out.print(told if not (run or adapters) else f"written to {output}", markup=False)
+        told = f"written to {output}"
+        if not (run or adapters):
+            told += f"; plan by it with: coadapt plan {output} --budget 8 -o plan.yaml"
+        # Not wrapped, so that the command can be copied.
+        out.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def plan(
@@ -85,10 +94,23 @@ def plan(
         str | None, typer.Option(help="Plan for these tasks only, separated by commas.")
     ] = None,
     train: Annotated[
-        Path | None, typer.Option(help="With search: the train.yaml that candidates are run by.")
+        Path | None,
+        typer.Option(
+            help="With search: the train.yaml that candidates are run by, on their plans."
+        ),
     ] = None,
-    overrides: SetOption = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="plan.yaml.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="With search: a value of the train.yaml, or search.epochs, search.keep or "
+            "search.seeds.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the plan here, as YAML.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Say who should share an adapter and at what rank, and why."""
@@ -97,13 +119,17 @@ def plan(
         from coadapt.diagnosis import load_diagnosis
         from coadapt.planners import propose, write_plan
 
-        _refuse_missing_folder(output)
+        _refuse_unwritable(output)
         found = load_diagnosis(diagnosis)
         chosen = [name.strip() for name in tasks.split(",")] if tasks is not None else None
         arguments: dict[str, Any] = {"distance": distance, "ranks": ranks, "tasks": chosen}
+        chooses = sharing not in ("shared", "private")
+        _only(distance=distance != "1-s", allowed=chooses, need="plans that choose clusters")
+        _only(ranks=ranks != "by_tasks", allowed=chooses, need="plans that choose clusters")
         if sharing == "search":
             _only(clusters=clusters, allowed=False, need="--sharing clustered")
-            made = _search(found, budget, arguments, train, overrides, output)
+            told_to = err if as_json else out
+            made = _search(found, budget, arguments, train, overrides, output, told_to)
         else:
             _only(train=train, set=overrides, allowed=False, need="--sharing search")
             arguments |= {"sharing": sharing, "num_clusters": clusters}
@@ -114,24 +140,25 @@ def plan(
         plain = {"sharing": made.sharing, "recipe": made.recipe, "reasons": list(made.reasons)}
         sys.stdout.write(json.dumps({**plain, "plan": to_plain(made.plan)}, indent=2) + "\n")
         return
-    out.print(f"[bold]{made.sharing}[/] (train with recipe: {made.recipe})")
+    out.print(f"[bold]{made.sharing}[/] (train with recipe: {made.recipe})", highlight=False)
     for name, block in made.plan.blocks.items():
         told = f"  rank {block.rank}  {name}: {', '.join(block.tasks)}"
         out.print(told, markup=False, highlight=False)
     for reason in made.reasons:
         out.print(f"- {reason}", markup=False, highlight=False)
     if output is not None:
-        out.print(f"written to {output}", markup=False)
+        told = f"written to {output}; train.yaml takes it by 'plan: {output.name}'"
+        out.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _diagnose_run(
     run: str, teachers: list[Path], reference: Path | None, overrides: list[str]
 ) -> Any:
-    from coadapt.config import apply_overrides
-    from coadapt.diagnosis import diagnose_run
+    from coadapt.config import apply_overrides, parse, to_plain
+    from coadapt.diagnosis import RunDiagnosisConfig, diagnose_run
 
-    options = apply_overrides({}, overrides)
-    return diagnose_run(run, teachers=teachers, reference=reference, **options)
+    config = parse(RunDiagnosisConfig, apply_overrides({}, overrides), "diagnose --run")
+    return diagnose_run(run, teachers=teachers, reference=reference, **to_plain(config))
 
 
 def _diagnose_suite(
@@ -157,6 +184,7 @@ def _search(
     train: Path | None,
     overrides: list[str] | None,
     output: Path | None,
+    console: Any,
 ) -> Any:
     from coadapt.config import apply_overrides, parse
     from coadapt.planners import SearchConfig, propose_by_search
@@ -175,14 +203,18 @@ def _search(
         output.with_suffix(".search"),
         budget=budget,
         config=parse(SearchConfig, settings, "--set search"),
-        console=out,
+        console=console,
         **arguments,
     )
 
 
-def _refuse_missing_folder(output: Path | None) -> None:
-    if output is not None and not output.parent.is_dir():
+def _refuse_unwritable(output: Path | None) -> None:
+    if output is None:
+        return
+    if not output.parent.is_dir():
         raise InputError(f"{output.parent} is no folder; make it, or choose another --output")
+    if output.is_dir():
+        raise InputError(f"{output} is a folder; --output is a file to write")
 
 
 def _single(what: list[str], need: str) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from coadapt._errors import InputError
 from coadapt.verbs.common import DataRoot, JsonFlag, SetOption, err, mendable, out
 
 
@@ -54,10 +55,22 @@ def study(
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Finished runs, or studies; two or more.")],
     baseline: Annotated[str | None, typer.Option(help="The arm to compare with.")] = None,
+    diagnosis: Annotated[
+        Path | None,
+        typer.Option(help="For one study with random partitions: do tasks alike gain by sharing?"),
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="With --diagnosis: draw benefit by similarity as SVG.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare finished runs or studies, paired by seed and by test row."""
     with mendable():
+        if diagnosis is not None:
+            _relate(folders, baseline, diagnosis, figure, as_json)
+            return
+        if figure is not None:
+            raise InputError("--figure goes with --diagnosis; drop it")
         from coadapt.study import compare as compare_folders
         from coadapt.study.tables import compared_sheets
 
@@ -69,3 +82,23 @@ def compare(
         out.print(sheet.to_rich())
     for note in found["notes"]:
         out.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _relate(
+    folders: list[Path], baseline: str | None, diagnosis: Path, figure: Path | None, as_json: bool
+) -> None:
+    from coadapt.diagnosis import load_diagnosis
+    from coadapt.study.benefit import benefit_sheet, draw_benefit, relate
+
+    if len(folders) != 1 or baseline is not None:
+        raise InputError("--diagnosis takes one study and no --baseline")
+    related = relate(folders[0], load_diagnosis(diagnosis))
+    if figure is not None:
+        draw_benefit(related, figure)
+    if as_json:
+        sys.stdout.write(json.dumps(related, indent=2) + "\n")
+        return
+    for one in related:
+        out.print(benefit_sheet(one).to_rich())
+    if figure is not None:
+        out.print(f"drawn to {figure}", markup=False)
