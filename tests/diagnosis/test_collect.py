@@ -62,7 +62,9 @@ def assert_same(found, expected, *, rtol=1e-4, atol=1e-6):
     assert found.chunks.keys() == expected.chunks.keys()
     for name, chunk in expected.chunks.items():
         np.testing.assert_allclose(found.chunks[name], chunk, rtol=rtol, atol=atol)
-        np.testing.assert_allclose(found.squares[name], expected.squares[name], rtol=rtol, atol=atol)
+        np.testing.assert_allclose(
+            found.squares[name], expected.squares[name], rtol=rtol, atol=atol
+        )
 
 
 # --- gradients
@@ -87,7 +89,7 @@ def test_gradients_are_those_of_pefts_loras_at_zero(tiny_bert, encoded, grad_poo
         assert found.chunks[name].dtype == np.float32
         assert found.squares[name].dtype == np.float64
         for chunk in range(NUM_CHUNKS):
-            mean = rows[CHUNKS == chunk].mean(axis=0)
+            mean = rows[chunk == CHUNKS].mean(axis=0)
             np.testing.assert_allclose(found.chunks[name][chunk], mean, rtol=1e-3, atol=2e-6)
         squares = (rows.astype(np.float64) ** 2).mean(axis=0)
         np.testing.assert_allclose(found.squares[name], squares, rtol=1e-3, atol=1e-8)
@@ -240,30 +242,35 @@ def test_linear_weight_maps_input_to_output():
         assert not linear_weight(module).requires_grad
 
 
-def test_gpt2s_transposed_maps_and_left_padding(encoded, grad_pooled):
+def test_gpt2s_transposed_maps_have_gradients_too(encoded, grad_pooled):
+    tokenizer = make_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=16,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tokenizer = make_tokenizer()
-        config = GPT2Config(
-            vocab_size=len(tokenizer), n_positions=16, n_embd=32, n_layer=2, n_head=2
-        )
         backbone = GPT2Model(config).requires_grad_(False)
-    tokenizer.padding_side = "left"
-    modules = target_names(backbone, "all-linear")
-    collector = Collector(
-        backbone=backbone, pooling="mean", collate=Collator(tokenizer), modules=modules
-    )
-    single = Collector(
-        backbone=backbone,
-        pooling="mean",
-        collate=Collator(tokenizer),
-        modules=modules,
-        batch_size=1,
-    )
-    rows = [{"input_ids": row["input_ids"]} for row in encoded[:2] + encoded[4:5]]
-    same_length = rows[1:]  # positions shift under padding, which is GPT-2's, not ours
-    chunks = np.array([0, 1])
-    found = gradients(collector, same_length, grad_pooled[:2], chunks)
-    assert_same(found, gradients(single, same_length, grad_pooled[:2], chunks))
-    assert {chunk.shape[1] for chunk in found.chunks.values()} == {32, 96, 128}
-    assert collector.features(rows).moments[modules[0]].num_tokens == 3 + 9 + 9
+    rows, chunks = [encoded[1], encoded[4]], np.array([0, 1])  # as long as each other: no padding
+    found = [
+        gradients(
+            Collector(
+                backbone=backbone,
+                pooling="mean",
+                collate=Collator(tokenizer),
+                modules=target_names(backbone, "all-linear"),
+                batch_size=batch_size,
+            ),
+            rows,
+            grad_pooled[:2],
+            chunks,
+        )
+        for batch_size in (1, 2)
+    ]
+    assert_same(*found)
+    assert {chunk.shape[1] for chunk in found[0].chunks.values()} == {32, 96, 128}

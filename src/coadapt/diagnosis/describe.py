@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 from coadapt.diagnosis.measures import PairMeasure, TableMeasure, TaskMeasure
 from coadapt.diagnosis.redundancy import MIN_SHARED, Redundancy
 from coadapt.diagnosis.similarity import Similarity
+from coadapt.planning import choose_num_clusters, co_clustering
 
 Array = NDArray[np.float64]
 
+STABLE = 0.6  # adjusted Rand index under resampling of clusters that can be believed
 RELIABLE = 0.5  # of a gradient: at least half of its squared length is no noise
 
 
@@ -60,6 +62,8 @@ def pairs(
             high=representation.corrected_high,
         ),
     }
+    if len(tasks) > 2:
+        found["together"] = _together(tasks, similarity)
     if np.isfinite(redundancy.values).any():
         found["redundancy"] = PairMeasure(
             title="redundancy of labels on shared texts: mutual information less its bias, nats",
@@ -160,6 +164,18 @@ def _corrected(tasks: Sequence[str], similarity: Similarity) -> str:
     lost = [t for t, v in zip(tasks, np.diagonal(similarity.corrected), strict=True) if np.isnan(v)]
     told = extremes(tasks, similarity.corrected)
     return f"{told}; none for {', '.join(lost)}: nearly all noise" if lost else told
+
+
+def _together(tasks: Sequence[str], similarity: Similarity) -> PairMeasure:
+    choice = choose_num_clusters(similarity.cosine, similarity.samples, tasks)
+    cut = choice.fewest(STABLE, len(tasks))
+    values = co_clustering(similarity.samples, tasks, cut.num_clusters)
+    clusters = "; ".join(", ".join(cluster) for cluster in cut.clusters)
+    return PairMeasure(
+        title=f"how often resampling puts two tasks together, cut into {cut.num_clusters} clusters",
+        reading=f"{clusters}: drawn again with an adjusted Rand index of {cut.stability:.2f}",
+        values=values,
+    )
 
 
 def _redundancy(tasks: Sequence[str], redundancy: Redundancy) -> str:

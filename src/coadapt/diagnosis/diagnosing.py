@@ -214,7 +214,11 @@ def _collect(
             labels=labels,
             folds=folds,
             chunks=chunks_of(
-                labels, folds, config.num_chunks, config.generator("chunks", task.name)
+                labels,
+                folds,
+                config.num_chunks,
+                config.generator("chunks", task.name),
+                ordered=task.kind == "regression",
             ),
             features=features,
         )

@@ -143,12 +143,17 @@ def folds_of(
     order = generator.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # like labels beside each other
     folds = np.empty(len(labels), np.int64)
-    folds[order] = np.arange(len(labels)) % num_folds
+    folds[order] = _dealt(len(labels), num_folds, ordered=task.kind == "regression")
     return folds
 
 
 def chunks_of(
-    labels: Array, folds: NDArray[np.int64], num_chunks: int, generator: np.random.Generator
+    labels: Array,
+    folds: NDArray[np.int64],
+    num_chunks: int,
+    generator: np.random.Generator,
+    *,
+    ordered: bool = False,
 ) -> NDArray[np.int64]:
     """Return (n,) a chunk for each row: inside a fold, of at least four rows, labels spread evenly.
 
@@ -161,6 +166,7 @@ def chunks_of(
         folds: (n,) of :func:`folds_of`.
         num_chunks: of all folds together, at most.
         generator: of the ties' order.
+        ordered: whether labels are values, of which no chunk is to have the lower throughout.
     """
     chunks = np.empty(len(labels), np.int64)
     found = np.unique(folds)
@@ -169,9 +175,19 @@ def chunks_of(
         rows = generator.permutation(np.flatnonzero(folds == fold))
         rows = rows[np.argsort(labels[rows], kind="stable")]
         count = max(1, min(num_chunks // len(found), len(rows) // _MIN_ROWS))
-        chunks[rows] = start + np.arange(len(rows)) % count
+        chunks[rows] = start + _dealt(len(rows), count, ordered=ordered)
         start += count
     return chunks
+
+
+def _dealt(num: int, num_groups: int, *, ordered: bool) -> NDArray[np.int64]:
+    """Return groups for rows in the order of their labels: in turn, or there and back if ordered.
+
+    In turn, a class has as many rows in each group, up to one. Values would be lower in the first
+    group than in the last: groups would differ by more than noise, and the reliability be too low.
+    """
+    place = np.arange(num) % (2 * num_groups if ordered else num_groups)
+    return np.minimum(place, 2 * num_groups - 1 - place)
 
 
 def crossfit_gradients(

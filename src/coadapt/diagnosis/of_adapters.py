@@ -9,7 +9,7 @@ from coadapt._errors import InputError
 from coadapt._files import read_json
 from coadapt.diagnosis.describe import extremes
 from coadapt.diagnosis.folds import adapter_similarity
-from coadapt.diagnosis.measures import Diagnosis, PairMeasure, TableMeasure
+from coadapt.diagnosis.measures import Diagnosis, PairMeasure, TableMeasure, TaskMeasure
 from coadapt.exporting.peft_format import CONFIG_FILE
 from coadapt.importing import read_peft_adapter
 
@@ -40,6 +40,8 @@ def diagnose_adapters(
     for index, name in enumerate(names):
         if name in names[:index]:
             raise InputError(f"two of the folders are called '{name}'; rename one")
+    for path in paths:
+        _refuse_other_folders(path)
     adapters = [read_peft_adapter(path, factors_only=True) for path in paths]
     found = adapter_similarity(
         {name: adapter.factors for name, adapter in zip(names, adapters, strict=True)}
@@ -49,6 +51,7 @@ def diagnose_adapters(
         "overlap_in": "overlap of the subspaces that the updates read, 0 to 1",
         "overlap_out": "overlap of the subspaces that the updates write, 0 to 1",
     }
+    ranks = [adapter.r for adapter in adapters]
     upper = np.triu_indices(len(names), k=1)
     by_module = np.stack(
         [[_mean(matrix[upper]) for matrix in found.by_module[key]] for key in titles], axis=1
@@ -65,6 +68,13 @@ def diagnose_adapters(
             )
             for key, title in titles.items()
         },
+        by_task={
+            "rank": TaskMeasure(
+                title="largest rank of a module",
+                reading=f"{min(ranks)} to {max(ranks)}",
+                values=np.array(ranks, dtype=np.float64),
+            )
+        },
         tables={
             "by_module": TableMeasure(
                 title="the same by module, mean over pairs",
@@ -75,11 +85,19 @@ def diagnose_adapters(
             )
         },
         notes=(
-            "ranks: " + ", ".join(f"{n} {a.r}" for n, a in zip(names, adapters, strict=True)),
-            "adapters that were not started from the same A may be orthogonal even on one task",
+            "adapters that were not started from the same A may be orthogonal even on one task; "
+            "random subspaces overlap by the larger rank over the width of the map",
             *_other_bases(paths),
         ),
     )
+
+
+def _refuse_other_folders(path: Path) -> None:
+    if (path / CONFIG_FILE).is_file():
+        return
+    inside = path / "adapters"  # where an export has them
+    hint = f"; give the folders in {inside}" if inside.is_dir() else ""
+    raise InputError(f"{path} is no PEFT adapter: it has no {CONFIG_FILE}{hint}")
 
 
 def _other_bases(paths: Sequence[Path]) -> list[str]:

@@ -209,7 +209,7 @@ def coupling_by_pair(
     places = [names.index(task) for task in group]
     values[np.ix_(places, places)] = found.pairs
     return PairMeasure(
-        title=f"{found.estimator} of each two tasks alone, less its bias, nats",
+        title=f"{found.estimator} of each two of {', '.join(group)} alone, less its bias, nats",
         reading=_reading(found),
         values=values,
     )
@@ -225,9 +225,10 @@ def coupling_table(rows: Mapping[str, CouplingEstimate]) -> dict[str, TableMeasu
             reading="value: less its bias by permutation; 95 % interval; p by permutation",
             rows=tuple(rows),
             columns=("value", "low", "high", "p", "bias", "rows"),
+            # No digits beyond what is known: they would not fit a terminal.
             values=np.array(
                 [[r.value, r.low, r.high, r.p_value, r.bias, r.num_rows] for r in rows.values()]
-            ),
+            ).round(4),
         )
     }
 

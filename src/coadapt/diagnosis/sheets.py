@@ -9,7 +9,12 @@ from coadapt.diagnosis.measures import Diagnosis, PairMeasure, TableMeasure
 
 _TERMINAL = 80  # columns, in which numbers are to stay whole
 _LISTED = 10  # pairs at either end
-_SHORT = ("absolute", "corrected", "fisher")  # said by their readings; whole in the file
+_SHORT = (
+    "absolute",
+    "corrected",
+    "fisher",
+    "together",
+)  # said by their readings; whole in the file
 
 
 def sheets(found: Diagnosis) -> list[Sheet]:

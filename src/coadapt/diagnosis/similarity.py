@@ -23,7 +23,7 @@ class Similarity:
         cosine: (T, T), averaged over the probes.
         low: (T, T) lower ends of its bootstrap interval; NaN for a task with one chunk.
         high: (T, T) upper ends.
-        samples: (N, T, T) bootstrap replicates, centred on ``cosine``.
+        samples: (N, T, T) bootstrap replicates, centred on ``cosine`` and as spread as it is.
         reliability: (T,) share of a mean gradient's squared length that is no sampling noise; NaN
             for a task with one chunk.
         corrected: (T, T) cosines without the attenuation by noise; NaN where a reliability is not
@@ -109,9 +109,11 @@ def cosines(
     does. Not for tasks that share rows without being paired: what is corrected is too high there.
 
     The bootstrap draws chunks. A replicate of the plain cosine holds each chunk's noise about twice
-    and is attenuated again, so the replicates are shifted back to the estimate. The 95 % interval
-    covers the expected cosine in 85 to 95 % of samples of some 24 chunks, in fewer if there are
-    fewer; that of the corrected cosine is too wide rather than too narrow.
+    and is attenuated again, which brings replicates together as well. So they are shifted back to
+    the estimate and spread to its standard error by the jackknife over chunks (Efron and Stein,
+    "The jackknife estimate of variance", 1981). The 95 % interval then covers the expected cosine
+    in 92 to 98 % of simulated samples of 8 or 24 chunks, of 4 in about 90 %; it is up to a quarter
+    too wide where the reliability is low.
 
     Args:
         gram: of :func:`gram_of`.
@@ -136,7 +138,9 @@ def cosines(
         weights *= len(num_chunks) if paired else 1
         draws.append(_statistics(*_inner(gram, np.concatenate(weights), starts, paired), floor))
     samples = np.stack([draw[0] for draw in draws])
-    samples += cosine - samples.mean(axis=0)
+    error, spread = _jackknife(gram, num_chunks, starts, paired), samples.std(axis=0)
+    stretch = np.divide(error, spread, out=np.ones_like(spread), where=spread > 0)
+    samples = cosine + stretch * (samples - samples.mean(axis=0))
     low, high = np.quantile(samples, [0.025, 0.975], axis=0)
     for ends in (low, high):  # of one chunk there are no other draws
         ends[np.equal(num_chunks, 1)] = ends[:, np.equal(num_chunks, 1)] = np.nan
@@ -158,6 +162,27 @@ def cosines(
 def _resampled(count: int, generator: np.random.Generator) -> Array:
     """Return the weights that chunks get when as many are drawn with replacement."""
     return generator.multinomial(count, np.full(count, 1.0 / count)) / count
+
+
+def _jackknife(
+    gram: Array, num_chunks: Sequence[int], starts: NDArray[np.intp], paired: bool
+) -> Array:
+    """Return (T, T) standard errors of the cosines, from leaving out each chunk in turn."""
+    num = len(num_chunks)
+    variance = np.zeros((num, num))
+    for together in [range(num)] if paired else [[task] for task in range(num)]:
+        count = num_chunks[together[0]]
+        if count == 1:
+            continue
+        without = []
+        for chunk in range(count):
+            weights = np.repeat(np.divide(1.0, num_chunks), num_chunks)
+            for task in together:
+                weights[starts[task] : starts[task] + count] = 1.0 / (count - 1)
+                weights[starts[task] + chunk] = 0.0
+            without.append(_statistics(*_inner(gram, weights, starts, paired), 0.0)[0])
+        variance += (count - 1) * np.var(without, axis=0)
+    return np.sqrt(variance)
 
 
 def _inner(

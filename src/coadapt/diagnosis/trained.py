@@ -226,7 +226,7 @@ def _teach(
         [calibrate(task) for task in _judge(teacher, loader, config.split)] for teacher in teachers
     ]
     found: dict[str, CouplingEstimate] = {}
-    notes: list[str] = []
+    failed: dict[str, list[str]] = {}
     for source in (None, *pool):
         name = "all tasks" if source is None else f"texts of {source}"
         kept = slice(None) if source is None else _span(pool, source)
@@ -240,12 +240,12 @@ def _teach(
                 config.generator("teacher", source or "all tasks"),
             )
         except InputError as error:
-            notes.append(f"no delta_teacher on {name}: {error}")
+            failed.setdefault(str(error), []).append(name)
             continue
         found[f"delta_teacher: {name}"] = estimate
         if placebo is not None:
             found[f"placebo: {name}"] = placebo
-    return found, notes
+    return found, [f"no delta_teacher on {', '.join(on)}: {why}" for why, on in failed.items()]
 
 
 def _some(rows: Encoded, num: int, generator: np.random.Generator) -> Encoded:

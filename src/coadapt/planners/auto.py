@@ -5,12 +5,13 @@ from typing import Literal
 
 import numpy as np
 
+from coadapt.diagnosis.describe import RELIABLE, STABLE
 from coadapt.planners.evidence import Evidence
 from coadapt.planning import ClusterCandidate, Distance, choose_num_clusters
 
 # Each is a place where the evidence turns; docs/planning.md says how they were set and tested.
-MIN_RELIABILITY = 0.5  # median over the tasks: below, similarities are mostly noise
-MIN_STABILITY = 0.6  # of the clusters under resampling, adjusted Rand index
+MIN_RELIABILITY = RELIABLE  # median over the tasks: below, similarities are mostly noise
+MIN_STABILITY = STABLE  # of the clusters under resampling, adjusted Rand index
 MIN_SEPARATION = 0.1  # mean similarity within clusters less that between
 PLENTY = 600  # training rows a task from which on the ways of sharing tie
 
@@ -60,7 +61,7 @@ def advise(evidence: Evidence, budget: int, *, distance: Distance = "1-s") -> Ad
         reasons.append("a rank budget of 1 makes one adapter: share")
         return _shared(tasks, reasons)
     if num == 2:
-        return _two(evidence, reasons)
+        return _two(evidence, reasons, distance)
     best, told = fewest_stable(evidence, budget, distance=distance)
     reasons.append(told)
     if best.stability < MIN_STABILITY:
@@ -92,9 +93,7 @@ def fewest_stable(
     choice = choose_num_clusters(
         evidence.similarity, evidence.samples, evidence.tasks, distance=distance
     )
-    possible = [c for c in choice.candidates if c.num_clusters <= budget]
-    stable = [c for c in possible if c.stability >= MIN_STABILITY]
-    best = stable[0] if stable else max(possible, key=lambda c: c.stability)
+    best = choice.fewest(MIN_STABILITY, budget)
     told = (
         f"{best.num_clusters} clusters ({'; '.join(', '.join(c) for c in best.clusters)}): "
         f"resampling draws them again with an adjusted Rand index of {best.stability:.2f}"
@@ -102,11 +101,14 @@ def fewest_stable(
     return best, told
 
 
-def _two(evidence: Evidence, reasons: list[str]) -> Advice:
+def _two(evidence: Evidence, reasons: list[str], distance: Distance) -> Advice:
     """Decide on two tasks, which have no clusters but to share or not."""
-    value = evidence.similarity[0, 1]
-    high = np.quantile(evidence.samples[:, 0, 1], 0.975)
-    reasons.append(f"the two tasks' similarity is {value:.2f}, at most {high:.2f}")
+    value, samples = evidence.similarity[0, 1], evidence.samples[:, 0, 1]
+    what = "similarity"
+    if distance == "1-s^2":
+        value, samples, what = value**2, samples**2, "squared similarity"
+    high = np.quantile(samples, 0.975)
+    reasons.append(f"the two tasks' {what} is {value:.2f}, at most {high:.2f}")
     if high >= MIN_SEPARATION:
         reasons.append("nothing speaks against sharing")
         return _shared(evidence.tasks, reasons)

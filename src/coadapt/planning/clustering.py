@@ -94,6 +94,17 @@ class ClusterChoice:
     stable: bool
     candidates: tuple[ClusterCandidate, ...]
 
+    def fewest(self, min_stability: float, most: int) -> ClusterCandidate:
+        """Return the stable cut with the fewest clusters; if none is, the most stable one.
+
+        Args:
+            min_stability: from which on a cut counts as stable.
+            most: clusters that a cut may have, at least 2.
+        """
+        possible = [c for c in self.candidates if c.num_clusters <= most]
+        stable = [c for c in possible if c.stability >= min_stability]
+        return stable[0] if stable else max(possible, key=lambda c: c.stability)
+
 
 def agglomerate(
     similarity: ArrayLike, names: Sequence[str], *, distance: Distance = "1-s"

@@ -158,7 +158,8 @@ def _diagnose_run(
     from coadapt.diagnosis import RunDiagnosisConfig, diagnose_run
 
     config = parse(RunDiagnosisConfig, apply_overrides({}, overrides), "diagnose --run")
-    return diagnose_run(run, teachers=teachers, reference=reference, **to_plain(config))
+    with err.status("judging the run on the rows of all tasks"):  # on a terminal only
+        return diagnose_run(run, teachers=teachers, reference=reference, **to_plain(config))
 
 
 def _diagnose_suite(

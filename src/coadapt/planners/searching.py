@@ -205,8 +205,8 @@ def propose_by_search(
     evidence = gather(found, tasks)
     candidates = candidates_of(evidence, budget, distance=distance, ranks=ranks)
     best = search(base, suite, candidates, output, config=config, loader=loader, console=console)
-    last = best.rounds[-1]["scores"]
-    told = ", ".join(f"{name} {score:.3f}" for name, score in last.items())
+    how = f"successive halving, {best.epochs:g} epochs in all"
+    told = ", ".join(f"{name} {score:.3f}" for name, score in best.rounds[-1]["scores"].items())
     sharing = "shared" if len(best.plan.blocks) == 1 else "clustered"
     if len(best.plan.blocks) == len(evidence.tasks):
         sharing = "private"
@@ -215,7 +215,7 @@ def propose_by_search(
         sharing=sharing,
         recipe="clustered",
         reasons=(
-            f"the best of {len(candidates)} cuts by successive halving, {best.epochs:g} epochs in all",
+            f"the best of {len(candidates)} cuts by {how}",
             f"mean validation scores of the last round: {told}",
         ),
     )
