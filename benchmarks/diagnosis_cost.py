@@ -33,6 +33,7 @@ def main() -> None:
     suite = load_suite("demo", overrides=[f"max_rows={limits}"])
     entry = next(entry for entry in ENTRIES if entry.recipe == "lora")
     training = {**entry.training(False), "eval_strategy": "no", "save_strategy": "no"}
+    training["disable_tqdm"] = True
     data = merge_for_api(BACKBONE, "lora", None, budget=BUDGET, training=training, seed=0)
     config, loader = resolve(data, suite, where="diagnosis_cost"), Loader()
     model = ModelConfig(**BACKBONE)

@@ -9,7 +9,7 @@ from coadapt.tasks import TaskSuite, load_suite
 from tests.conftest import BAD, FILLERS, GOOD, TOPICS
 from tests.tasks.toy_rows import write_jsonl
 
-FAST = {"num_bootstrap": 40, "num_permutations": 19, "num_probes": 2}
+FAST: dict[str, Any] = {"num_bootstrap": 40, "num_permutations": 19, "num_probes": 2}
 NUM_ROWS, NUM_WORDS = 192, 6  # so many words that the random model's gradients are no mere noise
 
 

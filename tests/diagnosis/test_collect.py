@@ -1,5 +1,7 @@
 """The collector against stock PEFT LoRAs, a row at a time, and loops over tokens."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def grad_pooled():
     return np.random.default_rng(1).normal(size=(NUM_ROWS, 32))
 
 
-def make(folder, *, pooling="mean", dtype=torch.float32, targets="all-linear", **options):
+def make(folder, *, pooling: Any = "mean", dtype=torch.float32, targets="all-linear", **options):
     config = ModelConfig(name=str(folder), pooling=pooling)
     backbone, found = load_backbone(config, dtype)
     return Collector(
@@ -234,8 +236,8 @@ def test_linear_weight_maps_input_to_output():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = GPT2Config(vocab_size=50, n_positions=8, n_embd=8, n_layer=1, n_head=2)
-        block = GPT2Model(config).h[0]
-        maps = (block.attn.c_attn, torch.nn.Linear(8, 3))
+        backbone = GPT2Model(config)
+        maps: list[Any] = [backbone.get_submodule("h.0.attn.c_attn"), torch.nn.Linear(8, 3)]
     for module in maps:
         x = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(x @ linear_weight(module).T + module.bias, module(x))

@@ -52,7 +52,8 @@ def objective(head_of, scaled, labels, task):
             losses = (outputs[:, 0] - labels) ** 2 / 2
         else:
             losses = -log_softmax(outputs, axis=1)[np.arange(len(labels)), labels.astype(int)]
-        return losses.mean() + 5.0 / 2 * (weight**2).sum()
+        penalised = weight[1] - weight[0] if head_of == 2 else weight
+        return losses.mean() + 5.0 / 2 * (penalised**2).sum()
 
     return value
 
@@ -246,7 +247,7 @@ def test_few_chunks_still_lie_inside_folds():
 
 
 def test_folds_and_chunks_are_drawn():
-    labels = np.arange(60) % 3 * 1.0
+    labels = (np.arange(60) % 3).astype(float)
     first, same, other = (folds_of(THREE, labels, 2, rng(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, same)
     assert (first != other).any()
@@ -293,7 +294,7 @@ def test_a_pool_of_far_rows_gets_the_labels_shares(features):
 def test_a_pool_needs_rows_that_differ(features):
     same = np.repeat(features[:2], [50, 10], axis=0)
     with pytest.raises(InputError, match="task 'two': most of its 60 rows are alike to the model"):
-        pool_gradients(TWO, same, np.arange(60) % 2 * 1.0, features)
+        pool_gradients(TWO, same, (np.arange(60) % 2).astype(float), features)
 
 
 # --- refusals
@@ -301,7 +302,7 @@ def test_a_pool_needs_rows_that_differ(features):
 
 def test_too_few_rows_say_how_many_are_needed():
     for num_folds, needed in ((2, 16), (3, 24)):
-        labels = np.arange(needed) % 2 * 1.0
+        labels = (np.arange(needed) % 2).astype(float)
         assert len(folds_of(TWO, labels, num_folds, rng())) == needed
         message = f"task 'two' has {needed - 1} training rows.*it needs {needed} at least"
         with pytest.raises(InputError, match=message):

@@ -92,6 +92,20 @@ def test_a_saved_diagnosis_comes_back(tmp_path):
     assert again.read_text() == path.read_text()  # rounding once is rounding twice
 
 
+def test_samples_of_four_tasks_keep_their_places(tmp_path):
+    samples = np.random.default_rng(4).uniform(-0.5, 0.5, size=(2, 4, 4))
+    samples = samples + samples.transpose(0, 2, 1)
+    samples[:, range(4), range(4)] = 1.0
+    pair = PairMeasure(title="t", reading="r", values=samples[0], samples=samples)
+    names = ("a", "b", "c", "d")
+    Diagnosis(tasks=names, of="m", rows=dict.fromkeys(names, 1), pairs={"p": pair}).save(
+        tmp_path / "four.json"
+    )
+    found = load_diagnosis(tmp_path / "four.json").pair("p").samples
+    assert found is not None
+    np.testing.assert_allclose(found, samples, atol=1e-4)
+
+
 def test_the_file_is_plain_json_with_version_and_kind(tmp_path):
     path = tmp_path / "diagnosis.json"
     make().save(path)

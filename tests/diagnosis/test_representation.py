@@ -92,7 +92,7 @@ def test_the_correction_finds_equal_distributions_and_orthogonal_ones():
 def test_entropy_of_known_spectra():
     assert spectral_entropy(np.eye(6), np.eye(6), rank=6) == pytest.approx(1.0)
     assert spectral_entropy(np.eye(6), np.eye(6), rank=3) == pytest.approx(1.0)
-    rank_one = np.outer(np.arange(1, 5), np.arange(1, 7))
+    rank_one = np.outer(np.arange(1.0, 5), np.arange(1.0, 7))
     assert spectral_entropy(rank_one, np.eye(6), rank=4) == pytest.approx(0.0, abs=1e-10)
     nats = spectral_entropy(np.eye(6), np.diag([4.0, 2, 1, 1, 0, 0]), rank=6, normalised=False)
     assert nats == pytest.approx(1.75 * np.log(2))

@@ -254,6 +254,7 @@ def test_a_written_plan_is_what_train_reads(sharing, tiny_bert, toy_suite_dict, 
     train |= {"recipe": made.recipe, "plan": "plan.yaml"}
     (tmp_path / "train.yaml").write_text(dump_yaml(train), encoding="utf-8")
     config, suite = read_train_file(tmp_path / "train.yaml")
+    assert config.plan is not None
     assert config.plan == made.plan
     assert list(config.plan.blocks) == list(made.plan.blocks)  # their order is the rank axis
     assert list(suite.names) == names

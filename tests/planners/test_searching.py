@@ -5,6 +5,7 @@ import json
 import random
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -40,7 +41,7 @@ def base(tiny_bert, toy_suite_dict):
     return config_of(tiny_bert, toy_suite_dict)
 
 
-def config_of(folder, suite, recipe="lora", *, pooling="auto", **options):
+def config_of(folder, suite, recipe: Any = "lora", *, pooling="auto", **options):
     training = {
         "use_cpu": True,
         "learning_rate": 1e-2,
@@ -196,6 +197,7 @@ def test_what_the_candidates_are_trained_by(calls, tiny_bert, toy_suite_dict, to
             "use_cpu": True,
             "learning_rate": 1e-2,
             "save_strategy": "no",
+            "save_steps": 1,  # of no effect then
             "num_train_epochs": 1.0,
         }
 

@@ -1,6 +1,7 @@
 """A diagnosis' numbers the slow way: a stock PEFT LoRA a probe, a loop a token, chunk or entry."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ def peft_row_gradients(
     for k in range(num_probes):
         config = LoraConfig(r=1, lora_alpha=1, lora_dropout=0.0, target_modules=list(probes))
         model = get_peft_model(make_backbone(), config).eval()  # pyright: ignore[reportArgumentType]
-        layers = {name: model.get_submodule(f"base_model.model.{name}") for name in probes}
+        layers: dict[str, Any] = {
+            name: model.get_submodule(f"base_model.model.{name}") for name in probes
+        }
         for name, layer in layers.items():
             layer.lora_A["default"].weight.data = probes[name][k : k + 1].clone()
         for row, gradient in zip(rows, torch.tensor(grad_pooled, dtype=torch.float32), strict=True):

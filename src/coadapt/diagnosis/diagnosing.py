@@ -280,7 +280,7 @@ def _on_a_pool(
     pairs = list(zip(seen, rows, strict=True))
     encoded = [task.encoded[row] for task, kept in pairs for row in kept]
     features = np.concatenate([task.features.pooled[kept] for task, kept in pairs])
-    source = np.repeat(np.arange(len(seen)), [len(kept) for kept in rows])
+    source = np.repeat(np.arange(len(seen), dtype=np.float64), [len(kept) for kept in rows])
     chunks = chunks_of(
         source, np.zeros(len(source), np.int64), config.num_chunks, config.generator("pool")
     )

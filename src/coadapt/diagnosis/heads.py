@@ -69,9 +69,10 @@ def fit_head(task: Task, features: Array, labels: Array) -> Head:
 
     with features scaled to mean 0 and variance 1 (folded into W and b afterwards; one that is
     constant takes no part), the loss as in :meth:`Head.gradient`, and a strong penalty, lambda = 5.
-    Such a head points where the classes differ and leaves most of its loss
-    standing, as the heads of a run do early on; one that fits its rows as well as it can has
-    residuals, and a gradient, that are mostly noise.
+    Of two classes it is the difference of their rows of W that is penalised. Such a head points
+    where the classes differ and leaves most of its loss standing, as the heads of a run do early
+    on; one that fits its rows as well as it can has residuals, and a gradient, that are mostly
+    noise.
 
     Args:
         task: whose classes are fitted.
@@ -106,8 +107,6 @@ def _fit_classes(
     features: Array, labels: NDArray[np.int_], num_classes: int
 ) -> tuple[Array, Array]:
     strength = 1.0 / (_PENALTY * len(labels))  # scikit-learn weighs the summed loss
-    if len(np.unique(labels)) == 2:  # and fits w = w_2 - w_1 alone: |W|^2 = |w|^2 / 2
-        strength *= 2.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # see _MAX_STEPS
         warnings.filterwarnings("ignore", "The number of unique classes")  # few rows of many

@@ -8,10 +8,16 @@ import numpy as np
 from coadapt._errors import InputError
 from coadapt._files import read_json
 from coadapt.diagnosis.describe import extremes
-from coadapt.diagnosis.folds import adapter_similarity
+from coadapt.diagnosis.folds import AdapterSimilarity, adapter_similarity
 from coadapt.diagnosis.measures import Diagnosis, PairMeasure, TableMeasure, TaskMeasure
 from coadapt.exporting.peft_format import CONFIG_FILE
 from coadapt.importing import read_peft_adapter
+
+_TITLES = {
+    "cosine": "cosine of the updates B A, all modules as one vector",
+    "overlap_in": "overlap of the subspaces that the updates read, 0 to 1",
+    "overlap_out": "overlap of the subspaces that the updates write, 0 to 1",
+}
 
 
 def diagnose_adapters(
@@ -46,16 +52,7 @@ def diagnose_adapters(
     found = adapter_similarity(
         {name: adapter.factors for name, adapter in zip(names, adapters, strict=True)}
     )
-    titles = {
-        "cosine": "cosine of the updates B A, all modules as one vector",
-        "overlap_in": "overlap of the subspaces that the updates read, 0 to 1",
-        "overlap_out": "overlap of the subspaces that the updates write, 0 to 1",
-    }
     ranks = [adapter.r for adapter in adapters]
-    upper = np.triu_indices(len(names), k=1)
-    by_module = np.stack(
-        [[_mean(matrix[upper]) for matrix in found.by_module[key]] for key in titles], axis=1
-    )
     return Diagnosis(
         tasks=tuple(names),
         of=f"{len(names)} adapters",
@@ -66,7 +63,7 @@ def diagnose_adapters(
                 reading=extremes(names, found.matrices[key]),
                 values=found.matrices[key],
             )
-            for key, title in titles.items()
+            for key, title in _TITLES.items()
         },
         by_task={
             "rank": TaskMeasure(
@@ -75,19 +72,24 @@ def diagnose_adapters(
                 values=np.array(ranks, dtype=np.float64),
             )
         },
-        tables={
-            "by_module": TableMeasure(
-                title="the same by module, mean over pairs",
-                reading=f"{len(found.modules)} modules",
-                rows=found.modules,
-                columns=tuple(titles),
-                values=by_module,
-            )
-        },
+        tables={"by_module": _by_module(found)},
         notes=(
             "adapters that were not started from the same A may be orthogonal even on one task; "
             "random subspaces overlap by the larger rank over the width of the map",
             *_other_bases(paths),
+        ),
+    )
+
+
+def _by_module(found: AdapterSimilarity) -> TableMeasure:
+    upper = np.triu_indices(len(found.names), k=1)
+    return TableMeasure(
+        title="the same by module, mean over pairs",
+        reading=f"{len(found.modules)} modules",
+        rows=found.modules,
+        columns=tuple(_TITLES),
+        values=np.stack(
+            [[_mean(matrix[upper]) for matrix in found.by_module[key]] for key in _TITLES], axis=1
         ),
     )
 

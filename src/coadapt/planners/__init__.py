@@ -2,7 +2,13 @@
 
 from coadapt.planners.auto import Advice, advise
 from coadapt.planners.proposing import Proposal, plan, propose, write_plan
-from coadapt.planners.searching import Search, SearchConfig, candidates_of, propose_by_search, search
+from coadapt.planners.searching import (
+    Search,
+    SearchConfig,
+    candidates_of,
+    propose_by_search,
+    search,
+)
 
 __all__ = [
     "Advice",

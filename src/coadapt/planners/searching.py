@@ -117,7 +117,8 @@ def search(
     best of many and too high: judge the plan on test rows.
 
     Args:
-        base: how to train; its recipe and plan are replaced, its epochs too.
+        base: how to train; its plan, seed and epochs are replaced, and its recipe if it has no
+            blocks by task.
         suite: the tasks.
         candidates: plans by name, two or more.
         output: a folder for the runs; those that are finished in it are not run again.

@@ -3,12 +3,34 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from coadapt._errors import InputError
 from coadapt.verbs.common import DataRoot, JsonFlag, err, mendable, out
+
+if TYPE_CHECKING:
+    from coadapt.planners import Proposal
+
+_Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting, such as max_rows=1000, suite.max_rows=200 or model.pooling=mean; with "
+        "--run split=test.",
+    ),
+]
+_SearchSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="With search: a value of the train.yaml, or search.epochs, search.keep or "
+        "search.seeds.",
+    ),
+]
 
 
 def diagnose(
@@ -30,15 +52,7 @@ def diagnose(
     reference: Annotated[
         Path | None, typer.Option(help="With --run: the run that sets the capacities' noise.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A setting, such as max_rows=1000, suite.max_rows=200 or model.pooling=mean; with "
-            "--run split=test.",
-        ),
-    ] = None,
+    overrides: _Settings = None,
     seed: Annotated[int | None, typer.Option(help="Of folds, probes and resamples.")] = None,
     data_root: DataRoot = None,
     as_json: JsonFlag = False,
@@ -99,15 +113,7 @@ def plan(
             help="With search: the train.yaml that candidates are run by, on their plans."
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="With search: a value of the train.yaml, or search.epochs, search.keep or "
-            "search.seeds.",
-        ),
-    ] = None,
+    overrides: _SearchSettings = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the plan here, as YAML.")
     ] = None,
@@ -140,6 +146,10 @@ def plan(
         plain = {"sharing": made.sharing, "recipe": made.recipe, "reasons": list(made.reasons)}
         sys.stdout.write(json.dumps({**plain, "plan": to_plain(made.plan)}, indent=2) + "\n")
         return
+    _print_plan(made, output)
+
+
+def _print_plan(made: "Proposal", output: Path | None) -> None:
     out.print(f"[bold]{made.sharing}[/] (train with recipe: {made.recipe})", highlight=False)
     for name, block in made.plan.blocks.items():
         told = f"  rank {block.rank}  {name}: {', '.join(block.tasks)}"
