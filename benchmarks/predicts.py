@@ -30,6 +30,7 @@ from coadapt._stats import mean_interval, outcome, paired_difference
 from coadapt.config import dump_yaml, parse
 from coadapt.diagnosis import Diagnosis, DiagnosisConfig, examine, load_diagnosis
 from coadapt.planners import propose
+from coadapt.study.comparison import finite
 
 RESULTS = Path(__file__).parent / "results" / "predicts"
 BUDGET = 8
@@ -160,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/predicts"))
     parser.add_argument("--data-root", type=Path, help="of the GLUE tasks; without it, the hub")
-    parser.add_argument("--only", help="draws whose names begin so")
+    parser.add_argument("--only", help="one draw, such as demo-0-n30")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="read the committed results")
     given = parser.parse_args()
@@ -168,7 +169,7 @@ def main() -> None:
     if not given.report:
         RESULTS.mkdir(parents=True, exist_ok=True)
         for draw in draws():
-            if draw.name.startswith(given.only or "") and not _done(draw):
+            if given.only in (None, draw.name) and not _done(draw):
                 console.print(f"[bold]{draw.name}[/]: {', '.join(draw.tasks)}")
                 run(draw, given.output / draw.name, given.data_root, given.workers, console)
     sys.stdout.write(json.dumps(report(console), indent=2) + "\n")
@@ -187,6 +188,7 @@ def report(console: Console) -> dict[str, Any]:
         if mine:
             found[part] = summed(mine)
             console.print(_sheet(part, mine).to_rich())
+    found = finite(found)  # one suite has no interval
     write_json(RESULTS.parent / "predicts_summary.json", found)
     return found
 
