@@ -12,7 +12,7 @@ import coadapt
 from coadapt import InputError, load_diagnosis, load_run, load_suite
 from coadapt.diagnosis import diagnose_run
 from coadapt.diagnosis.residuals import calibrate, coupling_table, shared_coupling
-from coadapt.diagnosis.trained import RunDiagnosisConfig, _judge, _some
+from coadapt.diagnosis.trained import RunDiagnosisConfig, _judge, _some, _span
 from coadapt.loading import Loader
 from coadapt.runs import RESULT
 from tests.conftest import BAD, GOOD, TOPICS, sentence
@@ -168,11 +168,24 @@ def test_two_teachers_give_all_pairs_and_a_placebo(taught, plain):
     assert sum("teachers with teachers" in note for note in taught.notes) == 1
 
 
-def test_one_teacher_gives_no_placebo(run, teachers, loader):
-    found = diagnose_run(run, teachers=teachers[:1], loader=loader, **POOL)
-    assert not any(name.startswith("placebo") for name in rows_of(found))
-    assert "delta_teacher: all tasks" in rows_of(found)
-    assert found.settings["teachers"] == [str(teachers[0])]
+def test_each_source_is_judged_on_its_own_texts(run, teachers, loader, monkeypatch):
+    tokenizer = load_run(run).tokenizer
+    topics = set(tokenizer.convert_tokens_to_ids([w for words in TOPICS.values() for w in words]))
+
+    def predict(model, _, encoded, __):
+        # All tasks alike: the teacher is sure of texts with topics, the student of nothing.
+        rows = [set(row["input_ids"]) for row in encoded]
+        z = np.array([3.0 * (-1) ** max(row & topics) if row & topics else 0.3 for row in rows])
+        if model.seed == 0:
+            z = 0.01 * np.arange(len(z)) / len(z)
+        return np.column_stack([np.zeros(len(z)), z])
+
+    monkeypatch.setattr("coadapt.diagnosis.trained.predict_outputs", predict)
+    rows = rows_of(diagnose_run(run, teachers=teachers[:1], loader=loader, **POOL))
+    coupled = {task: rows[f"delta_teacher: texts of {task}"]["value"] for task in TASKS}
+    assert coupled["topic"] > 0.1
+    assert max(abs(coupled["mood"]), abs(coupled["echo"])) < 0.01
+    assert coupled["topic"] > rows["delta_teacher: all tasks"]["value"] > 0.01
 
 
 def test_a_run_as_its_own_teacher_is_a_note(run, loader):
@@ -183,13 +196,20 @@ def test_a_run_as_its_own_teacher_is_a_note(run, loader):
     assert told[0].startswith("no delta_teacher on all tasks, texts of mood, texts of echo, texts")
 
 
-def test_too_small_a_pool_is_a_note(run, teachers, loader):
+def test_one_teacher_gives_no_placebo_and_too_small_a_pool_is_a_note(run, teachers, loader):
     found = diagnose_run(run, teachers=teachers[:1], loader=loader, max_pool=3)
+    assert not any(name.startswith("placebo") for name in rows_of(found))
+    assert found.settings["teachers"] == [str(teachers[0])]
     assert rows_of(found)["delta_teacher: all tasks"]["rows"] == 9
     told = [note for note in found.notes if note.startswith("no delta_teacher on ")]
     assert len(told) == 1
     assert "texts of mood, texts of echo, texts of topic: " in told[0]
     assert "at least 4 rows" in told[0]
+
+
+def test_the_rows_of_a_source_lie_together_in_the_pool():
+    pool = {"a": [{}] * 3, "b": [{}] * 5, "c": [{}]}
+    assert [_span(pool, task) for task in pool] == [slice(0, 3), slice(3, 8), slice(8, 9)]
 
 
 def test_some_rows_are_drawn_in_order():
@@ -284,11 +304,9 @@ def test_a_teacher_of_another_suite_is_refused(change, run, suite, tiny_bert, tm
 def test_another_base_model_is_refused(role, run, suite, tiny_bert, tmp_path):
     (tmp_path / "copy").symlink_to(tiny_bert)
     other = train_toy(tmp_path / "copy", suite, tmp_path / "other").path
+    options: dict[str, Any] = {role: [other] if role == "teachers" else other}
     with pytest.raises(InputError, match=rf"{role.removesuffix('s')} .*other has another base"):
-        if role == "teachers":
-            diagnose_run(run, teachers=[other])
-        else:
-            diagnose_run(run, reference=other)
+        diagnose_run(run, **options)
 
 
 @pytest.mark.usefixtures("no_work")

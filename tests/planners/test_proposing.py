@@ -159,11 +159,20 @@ def test_a_plan_for_some_of_the_tasks():
 
 def test_rows_and_reliability_are_those_of_the_tasks_asked_for():
     found = diagnosis_of(
-        families([2, 2]), reliability=[0.9, 0.9, 0.1, 0.1], rows=[900, 700, 10, 20]
+        families([2, 2]), reliability=[0.9, 0.1, 0.9, 0.1], rows=[900, 10, 700, 20]
     )
-    made = propose(found, budget=4, tasks=["a", "b"])
+    made = propose(found, budget=4, tasks=["a", "c"])
     assert "median reliability of 0.90 (0.90 to 0.90" in made.reasons[0]
     assert "every task has 700 rows or more" in made.reasons[1]
+
+
+def test_replicates_are_those_of_the_tasks_asked_for():
+    similarity = families([1, 1, 2], within=0.3)
+    found = diagnosis_of(similarity, noise=0.01)
+    assert (
+        "similarity is 0.30, at most 0.3" in propose(found, budget=4, tasks=["c", "d"]).reasons[1]
+    )
+    assert propose(found, budget=4, tasks=["a", "d"]).sharing == "private"
 
 
 # Refusals ----------------------------------------------------------------------------------------
