@@ -60,6 +60,7 @@ def read_train_file(
     overrides: Sequence[str] = (),
     *,
     seed: int | None = None,
+    plan: Plan | None = None,
     data_root: str | Path | None = None,
 ) -> tuple[RunConfig, TaskSuite]:
     """Read ``train.yaml`` and the suite it names.
@@ -68,6 +69,7 @@ def read_train_file(
         path: the file; ``suite:`` in it is a path beside it, a ready suite's name, or a mapping.
         overrides: ``key=value`` assignments, dotted.
         seed: replaces the file's.
+        plan: replaces the file's plan and budget.
         data_root: reads ``DIR/<task>/<split>.jsonl`` instead of the suite's sources.
 
     Raises:
@@ -78,6 +80,8 @@ def read_train_file(
     if "suite" not in data:
         raise InputError(f"{path}: 'suite' is missing; name a suite file or a ready suite")
     ready, suite_overrides = split_overrides(overrides)
+    if plan is not None:
+        data = {k: v for k, v in data.items() if k != "budget"} | {"plan": to_plain(plan)}
     data = apply_overrides(_expand(data, str(path), ready), ready)
     if seed is not None:
         data["seed"] = seed

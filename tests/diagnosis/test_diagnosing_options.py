@@ -46,6 +46,10 @@ def test_max_rows_are_drawn(kin_model, kin_tasks):
     suite = suite_of(kin_tasks, "mood", "topic")
     found = diagnose(kin_model, suite, max_rows=32, **FAST)
     assert found.rows == {"mood": 32, "topic": 32}
+    # The planner asks how many rows there are, not how many were looked at.
+    assert found.by_task["rows"].values.tolist() == [192.0, 192.0]
+    assert set(found.rows.values()) == {32}
+    assert found.by_task["rows"].reading == "192 a task; judged by 32 of them"
     other = diagnose(kin_model, suite, max_rows=32, seed=1, **FAST)
     assert found.tables["entropy"].values[0, 0] != other.tables["entropy"].values[0, 0]
 

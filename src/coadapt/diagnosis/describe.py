@@ -77,6 +77,7 @@ def pairs(
 def by_task(
     tasks: Sequence[str],
     rows: dict[str, int],
+    judged: dict[str, int],
     similarity: Similarity,
     entropy: Sequence[dict[str, float]],
 ) -> dict[str, TaskMeasure]:
@@ -85,8 +86,8 @@ def by_task(
     low, high = tasks[int(means.argmin())], tasks[int(means.argmax())]
     return {
         "rows": TaskMeasure(
-            title="training rows looked at",
-            reading=f"{min(rows.values())} to {max(rows.values())} rows a task",
+            title="training rows",
+            reading=f"{_range(rows)} a task; judged by {_range(judged)} of them",
             values=np.array([float(rows[task]) for task in tasks]),
         ),
         "reliability": TaskMeasure(
@@ -164,6 +165,11 @@ def _corrected(tasks: Sequence[str], similarity: Similarity) -> str:
     lost = [t for t, v in zip(tasks, np.diagonal(similarity.corrected), strict=True) if np.isnan(v)]
     told = extremes(tasks, similarity.corrected)
     return f"{told}; none for {', '.join(lost)}: nearly all noise" if lost else told
+
+
+def _range(counts: dict[str, int]) -> str:
+    low, high = min(counts.values()), max(counts.values())
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _together(tasks: Sequence[str], similarity: Similarity) -> PairMeasure:

@@ -173,14 +173,15 @@ def examine(
             num_permutations=config.num_permutations,
             generator=config.generator("permutations"),
         )
-    rows = {task.task.name: len(task.labels) for task in seen}
+    judged = {task.task.name: len(task.labels) for task in seen}
+    rows = {task: len(suite.rows(task, "train")) for task in names}
     return Diagnosis(
         tasks=names,
         of=f"model {config.model.name}, suite {suite.name}",
-        rows=rows,
+        rows=judged,
         settings=to_plain(config),
         pairs=describe.pairs(names, similarity, fisher, representation, redundancy, config.pool),
-        by_task=describe.by_task(names, rows, similarity, [t.entropy for t in seen]),
+        by_task=describe.by_task(names, rows, judged, similarity, [t.entropy for t in seen]),
         tables=describe.entropies(names, [t.entropy for t in seen], config.rank),
         notes=describe.notes(names, similarity, redundancy, config.pool),
         seconds=seconds,

@@ -124,10 +124,14 @@ def _cell(pair: PairMeasure, i: int, j: int) -> str:
     if missing(value):
         return "-"
     if pair.p_value is not None:
-        return f"{value:.2f} p={pair.p_value[i, j]:.2f}"
+        return f"{_two_digits(value)} p={pair.p_value[i, j]:.2f}"
     if pair.low is None or pair.high is None or missing(pair.low[i, j]):
-        return f"{value:.2f}"
-    return f"{value:.2f} ±{(pair.high[i, j] - pair.low[i, j]) / 2:.2f}"
+        return _two_digits(value)
+    return f"{_two_digits(value)} ±{(pair.high[i, j] - pair.low[i, j]) / 2:.2f}"
+
+
+def _two_digits(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # no "-0.00"
 
 
 def _kind(pair: PairMeasure) -> str:
@@ -139,4 +143,4 @@ def _kind(pair: PairMeasure) -> str:
 def _number(value: float, name: str) -> str:
     if missing(value):
         return "-"
-    return f"{value:.0f}" if name == "rows" else f"{value:.2f}"
+    return f"{value:.0f}" if name in ("rows", "rank") else _two_digits(value)

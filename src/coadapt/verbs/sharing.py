@@ -198,7 +198,7 @@ def _search(
     console: Any,
 ) -> Any:
     from coadapt.config import apply_overrides, parse
-    from coadapt.planners import SearchConfig, propose_by_search
+    from coadapt.planners import SearchConfig, propose, propose_by_search
     from coadapt.settings import read_train_file
 
     if train is None or output is None:
@@ -206,7 +206,9 @@ def _search(
     own = [text for text in overrides or () if text.startswith("search.")]
     rest = [text for text in overrides or () if not text.startswith("search.")]
     settings = apply_overrides({}, [text.removeprefix("search.") for text in own])
-    base, suite = read_train_file(train, rest)
+    # Any plan does: a file for the recipe 'clustered' may name the one that is being looked for.
+    plan = propose(found, budget=budget, sharing="shared", tasks=arguments["tasks"]).plan
+    base, suite = read_train_file(train, rest, plan=plan)
     return propose_by_search(
         found,
         base,
