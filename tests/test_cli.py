@@ -8,39 +8,15 @@ from typing import get_args
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 import coadapt
 from coadapt.adapters import DependsOn
-from coadapt.cli import app
 from coadapt.config import dump_yaml
 from coadapt.structures.base import ShipsAs
+from tests.invoking import invoke, refuse, succeed
 from tests.toy_runs import QUICK, content_of, model_of, result_of, tensors_of
 
 TASKS = ("sentiment", "topic", "same", "degree")
-
-
-def invoke(*words, stdin=None):
-    return CliRunner().invoke(app, [str(word) for word in words], input=stdin)
-
-
-def succeed(*words, stdin=None) -> str:
-    """Run a command that has to end well, and return what it printed."""
-    result = invoke(*words, stdin=stdin)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refuse(*words) -> str:
-    """Run a command that has to end with a mendable error, and return the error."""
-    result = invoke(*words)
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
-    assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.stderr
-    return result.stderr[result.stderr.index("error: ") :].strip()
 
 
 @pytest.fixture

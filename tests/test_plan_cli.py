@@ -6,38 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 import coadapt
-from coadapt.cli import app
 from coadapt.config import dump_yaml, to_plain
 from coadapt.diagnosis import Diagnosis, PairMeasure
 from coadapt.planners import propose
+from tests.invoking import invoke, refuse, succeed
 from tests.planners.toy_diagnosis import diagnosis_of, families
 from tests.toy_runs import QUICK, content_of, model_of
 
 TASKS = ("sentiment", "topic", "same", "degree")
-
-
-def invoke(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def succeed(*words) -> str:
-    """Run a command that has to end well, and return what it printed."""
-    result = invoke(*words)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refuse(*words) -> str:
-    """Run a command that has to end with a mendable error, and return the error."""
-    result = invoke(*words)
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
-    assert result.stdout == ""
-    return result.stderr[result.stderr.index("error: ") :].strip()
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import coadapt
-from coadapt.cli import app
 from coadapt.config import dump_yaml
 from coadapt.diagnosis import diagnose, diagnose_adapters, diagnose_run
+from tests.invoking import invoke, refuse, succeed
 from tests.small import randomize
 from tests.toy_runs import content_of, model_of, train_toy
 
@@ -22,28 +21,6 @@ TINY = [
     *("--set", "model.backbone_dropout=false"),
 ]
 SPLIT = {"validation": 0.75, "test": 0.05}  # so that each task has rows to judge a run by
-
-
-def invoke(*words, width=80):
-    runner = CliRunner(env={"COLUMNS": str(width), "TERMINAL_WIDTH": str(width)})
-    return runner.invoke(app, [str(word) for word in words])
-
-
-def succeed(*words) -> str:
-    """Run a command that has to end well, and return what it printed."""
-    result = invoke(*words)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refuse(*words) -> str:
-    """Run a command that has to end with a mendable error, and return the error."""
-    result = invoke(*words)
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
-    assert result.stdout == ""
-    return result.stderr[result.stderr.index("error: ") :].strip()
 
 
 @pytest.fixture(scope="module")
