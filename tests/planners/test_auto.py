@@ -46,7 +46,7 @@ def test_gradients_of_unknown_reliability_are_not_enough():
 def test_with_plenty_of_rows_everywhere_it_does_not_matter(rows, sharing):
     advice = advise(evidence_of(families([2, 2]), rows=[5000, rows, 700, 800]), 8)
     assert advice.sharing == sharing
-    told = "every task has 600 rows or more: from about 600 on"
+    told = "every task has 600 rows or more: in our study"
     assert (told in advice.reasons[1]) == (sharing == "shared")
 
 
