@@ -46,7 +46,8 @@ def measure(output: Path, data: Path, rows: int, test_rows: int, seed: int) -> d
         "commonsense8", data_root=data / "commonsense", only=SEEN, overrides=[limits]
     )
     other = load_suite("bbh", data_root=data / "bbh", only=UNSEEN)
-    seconds: dict[str, float] = {}
+    timed = output / "seconds.json"
+    seconds: dict[str, float] = read_json(timed) if timed.is_file() else {}
     folders = {}
     for name in ("frozen", "lora"):
         began = time.perf_counter()
@@ -65,7 +66,9 @@ def measure(output: Path, data: Path, rows: int, test_rows: int, seed: int) -> d
             run.evaluate()
         if other.name not in run.result.get("unseen", {}):
             run.evaluate_unseen(other)
-        seconds[name] = time.perf_counter() - began
+        if name not in seconds:  # a run that is there already takes none
+            seconds[name] = time.perf_counter() - began
+            write_json(timed, seconds)
     results = {name: read_json(folder / "result.json") for name, folder in folders.items()}
     return {
         "model": MODEL,
@@ -102,7 +105,11 @@ def compare(folders: dict[str, Path], suite: TaskSuite, split: str) -> dict[str,
             "trained": float(np.mean(ours)),
             "difference": float(np.mean(ours) - np.mean(theirs)),
             "interval": list(interval(samples)),
-            "majority": majority(base[task.name][0]),
+            "majority": commonest(base[task.name][0]),
+            "same_answer": {
+                name: commonest(side[task.name][1])
+                for name, side in (("base", base), ("trained", trained))
+            },
         }
     mean = {
         key: float(np.mean([row[key] for row in found.values()])) for key in ("base", "trained")
@@ -117,10 +124,10 @@ def compare(folders: dict[str, Path], suite: TaskSuite, split: str) -> dict[str,
     }
 
 
-def majority(labels: np.ndarray) -> float:
-    """Return the score of always giving the commonest answer of the test rows."""
-    _, counts = np.unique([str(label) for label in labels], return_counts=True)
-    return float(counts.max() / counts.sum())
+def commonest(answers: np.ndarray) -> float:
+    """Return the share of the commonest of answers, of which a choice has two kinds a row."""
+    chosen = answers[:, 0] if answers.ndim == 2 else answers
+    return float(np.unique(chosen, return_counts=True)[1].max() / len(chosen))
 
 
 def sheets(result: dict[str, Any]) -> list[Sheet]:
@@ -139,14 +146,18 @@ def _sheet(title: str, part: dict[str, Any]) -> Sheet:
             f"{row['base']:.3f}",
             f"{row['trained']:.3f}",
             _difference(row),
+            f"{row['same_answer']['base']:.2f}, {row['same_answer']['trained']:.2f}",
         )
         for name, row in part["tasks"].items()
     ]
     mean = part["mean"]
     rows.append(
-        ("mean", "", "", f"{mean['base']:.3f}", f"{mean['trained']:.3f}", _difference(mean))
+        ("mean", "", "", f"{mean['base']:.3f}", f"{mean['trained']:.3f}", _difference(mean), "")
     )
-    columns = ("", "test rows", "commonest answer", "untrained", "trained", "difference")
+    columns = (
+        *("", "test rows", "commonest answer", "untrained", "trained", "difference"),
+        "rows given one answer: untrained, trained",
+    )
     return Sheet(title=title, columns=columns, rows=tuple(rows))
 
 

@@ -2,11 +2,10 @@
 
 import json
 import shutil
-from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -18,6 +17,7 @@ from coadapt.importing import read_peft_adapter, with_task, without_task
 from coadapt.tasks import Task
 from coadapt.tasks.render import Collator
 from tests.adapted import NAMES, NOWHERE, PLANS, TASKS, adapted, encoded_rows
+from tests.peft_folders import peft_folder
 
 pytestmark = [
     # Stock PEFT asks transformers 5.23 for an attribute under its old name.
@@ -40,19 +40,6 @@ def outputs_of(model, tokenizer, task):
 
 def tensor_outputs(model, tokenizer, task):
     return torch.from_numpy(outputs_of(model, tokenizer, task))
-
-
-@torch.no_grad()
-def peft_folder(base, folder, *, auto: Any = AutoModel, **config: Any):
-    """Write a random adapter with stock PEFT."""
-    config = {"r": 4, "lora_alpha": 6, "target_modules": ["query", "value"], **config}
-    model = get_peft_model(auto.from_pretrained(base), LoraConfig(**config))
-    generator = torch.Generator().manual_seed(7)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(folder)
-    return folder
 
 
 def rank_in_plan(model, block):

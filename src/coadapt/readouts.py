@@ -92,9 +92,9 @@ class LanguageReadout(AbstractReadout):
 
     .. math:: \ell_i = -\frac{1}{|Y_i|} \sum_{t \in Y_i} \log p(y_t \mid x_{\le t})
 
-    The vocabulary's head, which is most of a small model's work and memory, sees only the positions
-    that carry a label. What a model does to its logits afterwards (Gemma-2's soft-capping, a scale)
-    is done to each of them alone, so nothing else changes.
+    The vocabulary's head sees only the positions that carry a label, since its logits are the
+    largest tensor of a step (``benchmarks/language.py``). What a model does to its logits
+    afterwards (Gemma-2's soft-capping, a scale) is done to each alone, so nothing else changes.
 
     Args:
         backbone: a decoder or encoder-decoder with its head.

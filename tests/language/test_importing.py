@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from coadapt._errors import InputError
@@ -12,6 +12,7 @@ from coadapt.importing import with_task, without_task
 from coadapt.prediction import predict_texts
 from coadapt.tasks import Task
 from tests.language.exported import CONFIG, NAMES, make_model, plain_logits
+from tests.peft_folders import peft_folder
 from tests.tiny_language import NOWHERE
 
 pytestmark = [
@@ -20,19 +21,6 @@ pytestmark = [
 ]
 
 NEW = Task(name="new", kind="generation", data=NOWHERE, prompt="{q}?")
-
-
-@torch.no_grad()
-def peft_folder(base, folder, auto, **config):
-    """Write a random adapter with stock PEFT."""
-    config = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"], **config}
-    model = get_peft_model(auto.from_pretrained(base), LoraConfig(**config))
-    generator = torch.Generator().manual_seed(7)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize(
