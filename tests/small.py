@@ -81,8 +81,9 @@ def take(batch: dict[str, Tensor], rows: Any) -> dict[str, Tensor]:
 
 
 def blocks_of(model: MultiTaskModel) -> dict[str, torch.nn.Parameter]:
-    """Return every trained factor by ``block/module/A`` and ``.../B``."""
-    return {n: p for n, p in model.attached.tensors().items() if n.endswith(("/A", "/B"))}
+    """Return every trained factor by ``block/module/A`` and ``.../B``, and every router."""
+    ends = ("/A", "/B", "/weight")
+    return {n: p for n, p in model.attached.tensors().items() if n.endswith(ends)}
 
 
 @torch.no_grad()

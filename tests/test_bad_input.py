@@ -59,7 +59,7 @@ CONFIGURATIONS = {
     "recipe-that-is-a-list": ({"recipe": ["lora"]}, ["train(): recipe: found ['lora']", "mapping"]),
     "recipe-that-is-nothing": ({"recipe": None}, ["train(): recipe: found None; give a mapping"]),
     "option": ({"batch": "mixed"}, ["train(): unknown key 'batch'; did you mean 'batches'?"]),
-    "batches": ({"batches": "mix"}, ["train(): batches: found 'mix'", "'mixed' or 'single_task'"]),
+    "batches": ({"batches": "mix"}, ["train(): batches: found 'mix'", "'mixed', 'balanced' or"]),
     "loss-mean": ({"loss_mean": "task"}, ["train(): loss_mean: found 'task'", "'tasks'"]),
     "mixing-without-kind": (
         {"mixing": {"temperature": 2}},

@@ -97,6 +97,7 @@ def test_set_reaches_every_part(files):
         "scale": 2.0,
         "dropout": 0.1,
         "dropout_at": "z",
+        "dropout_samples": 1,
     }
     assert config["recipe_name"] == "lora"
     assert config["mixing"] == {"kind": "uniform"}

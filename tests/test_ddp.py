@@ -38,12 +38,23 @@ JOBS = {
         "best": "overall",
         "training": {"eval_strategy": "steps", "eval_steps": 2},
     },
+    "routed-heads": {
+        "recipe": {
+            "structure": {"kind": "routed_heads", "num_heads": 2},
+            "init": {"kind": "r_lora"},
+            "sharing": "shared",
+        }
+    },
+    "weighted-losses": {"recipe": "lora+uncertainty"},
+    "weighted-gradients": {"recipe": "lora+grad_norm"},
 }
+# A term on each micro-batch and process is another one with other micro-batches.
+UNLIKE = {"regularized": {"recipe": "align_kl"}}
 
 
 def job_of(name: str, folder: Path, suite: dict, output: Path, rows: int) -> dict:
     """Return the arguments of `coadapt.train` with so many rows a micro-batch and process."""
-    options = dict(JOBS[name])
+    options = dict((JOBS | UNLIKE)[name])
     size = {"per_device_train_batch_size": rows}
     return {
         "model": model_of(folder),
@@ -64,7 +75,7 @@ def suite(toy_suite_files):
 def two_processes(tiny_bert, suite, tmp_path_factory):
     """The folder with the runs of all JOBS, each trained by two processes."""
     folder = tmp_path_factory.mktemp("two")
-    jobs = [job_of(name, tiny_bert, suite, folder / name, 4) for name in JOBS]
+    jobs = [job_of(name, tiny_bert, suite, folder / name, 4) for name in JOBS | UNLIKE]
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     # `--cpu` leaves it to MPI to start more than one process; `--multi_gpu` starts them itself, and
     # without a GPU they talk by gloo.
@@ -103,6 +114,12 @@ def test_two_processes_equal_one(name, two_processes, tiny_bert, suite, tmp_path
         assert found[step].keys() == line.keys()
         for key in line.keys() - {"padding"}:
             assert found[step][key] == pytest.approx(line[key], rel=1e-4, abs=1e-5), key
+
+
+def test_a_regularizer_trains_on_two_processes(two_processes):
+    log = log_of(two_processes / "regularized")
+    assert result_of(two_processes / "regularized")["run"]["status"] == "finished"
+    assert all(line["penalty_align_kl"] > 0 for line in log.values() if "loss" in line)
 
 
 def test_some_rank_had_no_row(suite):

@@ -64,7 +64,7 @@ def test_the_example_s_study_is_the_page_s_and_can_be_run(tiny_bert):
 def test_the_benchmarks_studies_are_studies(file: Path):
     study, suite = read_study(file)
     assert len(study.seeds) >= 3
-    assert {len(study.trials_of(name)) for name in study.recipes} == {3}
+    assert {len(study.trials_of(name)) for name in study.recipes} in ({3}, {4})
     assert len(suite.names) == (7 if suite.name != "glue_local" else 6)
 
 

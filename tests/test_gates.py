@@ -19,7 +19,7 @@ def route_of(*task_ids: int, grad: bool = True) -> Route:
 
 
 def values_of(gate: AbstractGate, x: Tensor, route: Route) -> Tensor:
-    values = gate(x, route)
+    values = gate(x, route, None)
     assert values is not None
     return values
 
@@ -33,7 +33,7 @@ def test_constant_gate_is_one_for_every_block():
     gate = ConstantGate(3)
     for route in (Route(), route_of(0, 1), route_of(0, grad=False)):
         assert gate.blocks(route) == (0, 1, 2)
-        assert gate(torch.zeros(2, 4), route) is None
+        assert gate(torch.zeros(2, 4), route, None) is None
     assert gate.constants(0) == (1.0, 1.0, 1.0)
 
 
@@ -63,11 +63,11 @@ def test_task_gate_leaves_out_the_blocks_no_row_uses_when_no_gradient_flows():
 
 def test_task_gate_is_none_exactly_where_all_values_are_one():
     gate, x = TaskGate(USES, RANKS), torch.zeros(2, 5)
-    assert gate(x, route_of(2, 2)) is None
-    assert gate(x, route_of(0, 0, grad=False)) is None
-    assert gate(x, route_of(0, 0)) is not None
-    assert gate(x, route_of(2, 0)) is not None
-    assert gate(x[:0], route_of()) is None
+    assert gate(x, route_of(2, 2), None) is None
+    assert gate(x, route_of(0, 0, grad=False), None) is None
+    assert gate(x, route_of(0, 0), None) is not None
+    assert gate(x, route_of(2, 0), None) is not None
+    assert gate(x[:0], route_of(), None) is None
 
 
 def test_task_gate_constants_are_its_rows():
@@ -100,6 +100,6 @@ def test_values_are_made_once_a_forward_and_never_outlive_it():
 def test_a_route_refuses_rows_it_was_not_set_for(num_rows):
     gate, route = TaskGate(USES, RANKS), route_of(0, 1)
     with pytest.raises(RuntimeError, match=f"got {num_rows} rows but task ids for 2"):
-        gate(torch.zeros(num_rows, 5), route)
+        gate(torch.zeros(num_rows, 5), route, None)
     with pytest.raises(RuntimeError, match="task ids for none"):
-        gate(torch.zeros(num_rows, 5), Route())
+        gate(torch.zeros(num_rows, 5), Route(), None)

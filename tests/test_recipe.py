@@ -45,6 +45,14 @@ def test_an_unknown_recipe_is_named_with_its_nearest():
         find_recipe("lorra")
 
 
+ROUTED = ("hydra_lora", "r_lora", "r_lora_code", "lora_moe", "r_lora+align")
+ONE_LORA = (
+    *("lora+pcgrad", "lora+upgrad", "lora+cagrad", "lora+grad_norm", "lora+uncertainty"),
+    *("lora_multi_sample_dropout", "hydra_lora_no_router", "m_lora", "m_lora_mean"),
+    *("align_kl", "align_mmd", "m_lora+align"),
+)
+
+
 def test_methods_are_listed_for_programs():
     rows = {row["name"]: row for row in list_methods()}
     assert list(rows) == list(RECIPES)
@@ -58,6 +66,8 @@ def test_methods_are_listed_for_programs():
         "private": ("task", "lora", True),
         "clustered": ("task", "lora", True),
         "shared_private": ("task", "lora", True),
+        **dict.fromkeys(ROUTED, ("token", "runtime", False)),
+        **dict.fromkeys(ONE_LORA, ("nothing", "lora", True)),
     }
 
 
@@ -68,16 +78,25 @@ CLUSTERS = {"words": ["sentiment", "degree"], "subjects": ["topic", "same"]}
 RANKS = {
     "full": {},
     "frozen": {},
-    "lora": {"shared": 8},
     "private": {"sentiment": 2, "topic": 2, "same": 2, "degree": 2},
     "clustered": {"words": 4, "subjects": 4},
     "shared_private": {"shared": 4, "sentiment": 1, "topic": 1, "same": 1, "degree": 1},
 }
 
 
+# Packages of the extra `gradients`.
+NEEDED = {
+    "lora+pcgrad": ["torchjd"],
+    "lora+upgrad": ["torchjd", "quadprog"],
+    "lora+cagrad": ["torchjd", "cvxpy"],
+}
+
+
 @pytest.fixture
 def trained(name, tiny_bert, toy_suite_dict, tmp_path):
     """A run of two steps, each on all rows of all tasks."""
+    for needed in NEEDED.get(name, ()):
+        pytest.importorskip(needed)
     return train(
         {
             "name": str(tiny_bert),
@@ -105,7 +124,7 @@ def trained(name, tiny_bert, toy_suite_dict, tmp_path):
 def test_a_row_trains_exactly_its_own_parameters(name, trained, tiny_bert):
     config = trained.config
     blocks = config.plan.blocks if config.plan else {}
-    assert {block: b.rank for block, b in blocks.items()} == RANKS[name]
+    assert {block: b.rank for block, b in blocks.items()} == RANKS.get(name, {"shared": 8})
     updates = trained.result["train"]["updates"]
     assert updates == dict.fromkeys(updates, 2)
     log = (trained.path / "metrics.jsonl").read_text().splitlines()
@@ -113,17 +132,20 @@ def test_a_row_trains_exactly_its_own_parameters(name, trained, tiny_bert):
     assert len(losses) == 2
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
 
-    options = {"tasks": trained.suite.tasks, "seed": config.seed}
+    options = {"tasks": trained.suite.tasks, "seed": config.seed, "init": config.recipe.init}
     fresh = make_model(tiny_bert, config.recipe.structure, config.plan, **options)
     before, after = fresh.state_tensors(), trained.model.state_tensors()
     assert before.keys() == after.keys()
-    assert {key.split("/")[0] for key in after} == (
-        {"heads"} | set(RANKS[name]) | ({"backbone"} if name == "full" else set())
-    )
-    assert [key for key in after if torch.equal(before[key], after[key])] == []
+    parts = {key.split("/")[0] for key in after} - {"heads", "shared", "router", "backbone"}
+    assert parts == set(trained.model.attached.blocks) - {"shared"}
+    assert any(key.startswith("router/") for key in after) == (name in ROUTED)
+    start = [key for key in after if key.endswith(("/A0", "/B0"))]
+    assert bool(start) == config.recipe.init.offset
+    assert [key for key in after if torch.equal(before[key], after[key])] == start
     base = AutoModel.from_pretrained(tiny_bert).state_dict()
     backbone = trained.model.backbone.state_dict()
-    own = {key: w for key, w in backbone.items() if ".A." not in key and ".B." not in key}
+    ours = (".A.", ".B.", ".A0.", ".B0.", ".gate.")
+    own = {key: w for key, w in backbone.items() if not any(part in key for part in ours)}
     assert len(own) == len(base) - 2  # its pooler is left out
     moved = {key for key, w in own.items() if not torch.equal(w, base[key.replace(".base.", ".")])}
     assert moved == (set(backbone) if name == "full" else set())
@@ -145,6 +167,16 @@ def test_uniform_groups_hold_each_parameter_once():
         ([(2, 4)], 0.5, 0.2),
         ([(2,)], 0.5, 0.0),
     ]
+
+
+def test_b_may_have_a_rate_of_its_own():
+    """LoRA+: factors are told apart by the names that the adapted layers give them."""
+    names = ("layer.0.query.A.0", "layer.0.query.B.0", "layer.0.query.B.1", "layer.0.B.gate.weight")
+    adapters = [(name, torch.nn.Parameter(torch.zeros(2, 3))) for name in names]
+    groups = Uniform(b_rate=16.0).split(adapters, [], learning_rate=0.1, weight_decay=0.2)
+    found = [[name for name, p in adapters if any(p is q for q in g["params"])] for g in groups]
+    assert found == [[names[0], names[3]], list(names[1:3])]
+    assert [g["lr"] for g in groups] == [0.1, pytest.approx(1.6)]
 
 
 @pytest.mark.parametrize("head_rate", [0.0, -1.0, float("nan")])

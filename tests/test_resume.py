@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 import coadapt
-from coadapt import InputError, _files, fitting, saving, training
+from coadapt import InputError, _files, fitting, resuming, saving
 from coadapt.checkpoints import last_checkpoint
 from coadapt.training import MultiTaskTrainer
 from tests.toy_runs import (
@@ -136,10 +136,10 @@ STOPS = {
     "within-epoch": stop_in_step(14),
     "first-step-of-epoch": stop_in_step(STEPS_AN_EPOCH + 1),
     "last-step": stop_in_step(3 * STEPS_AN_EPOCH),
-    "between-files-of-checkpoint": stop_before(training, "save_state", 3),
-    "before-manifest-of-checkpoint": stop_before(training, "seal", 4),
-    "before-rename-of-checkpoint": stop_before(training, "put_in_place", 3),
-    "before-rename-of-last-checkpoint": stop_before(training, "put_in_place", 8),
+    "between-files-of-checkpoint": stop_before(resuming, "save_state", 3),
+    "before-manifest-of-checkpoint": stop_before(resuming, "seal", 4),
+    "before-rename-of-checkpoint": stop_before(resuming, "put_in_place", 3),
+    "before-rename-of-last-checkpoint": stop_before(resuming, "put_in_place", 8),
     "removing-old-checkpoint": remove_half,
     "before-final-adapter": stop_before(fitting, "save_adapter", 1),
     "between-files-of-final-adapter": stop_before(saving, "save_tensors", 2),

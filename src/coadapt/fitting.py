@@ -163,7 +163,7 @@ def _build_trainer(
         ),
         collate=loader.collator(config.model, packed=config.packing),
         mixing=config.mixing,
-        single_task=config.batches == "single_task",
+        composition=config.batches,
         bucket=config.bucket,
         score=_scorer(model, config, suite, loader) if args.eval_strategy != "no" else None,
         config_hash=config_hash,

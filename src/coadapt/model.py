@@ -19,6 +19,7 @@ from coadapt.backbone import (
 )
 from coadapt.heads import TaskHeads
 from coadapt.loading import Loader
+from coadapt.penalties import Penalties
 from coadapt.planning import Plan
 from coadapt.readouts import AbstractReadout, HeadReadout, LanguageReadout, Reading
 from coadapt.recipe import Recipe
@@ -76,6 +77,7 @@ class MultiTaskModel(nn.Module):
         self.readout: AbstractReadout = (
             LanguageReadout(backbone) if pooling is None else HeadReadout(self.heads, pooling)
         )
+        self.penalties = self._regularized(recipe)
 
     def _attach(self, backbone: PreTrainedModel) -> Attached:
         names, structure = self.task_names, self.recipe.structure
@@ -95,6 +97,17 @@ class MultiTaskModel(nn.Module):
             seed=self.seed,
         )
         return structure.attach(site)
+
+    def _regularized(self, recipe: Recipe) -> Penalties | None:
+        if not recipe.regularizers:
+            return None
+        return Penalties(
+            recipe.regularizers,
+            self.attached,
+            num_tasks=len(self.tasks),
+            answers_known=self.kind == "decoder" and not self.model_config.prompt_loss,
+            apart=self.kind == "encoder-decoder",
+        )
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -127,8 +140,9 @@ class MultiTaskModel(nn.Module):
         task_ids: Tensor,
         labels: Tensor | None = None,
         task_counts: Tensor | None = None,
+        penalty_share: float = 1.0,
         **inputs: Tensor,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """Run a batch of rows of any tasks.
 
         Args:
@@ -137,25 +151,37 @@ class MultiTaskModel(nn.Module):
             task_counts: (T,) see :meth:`counts`, of the whole optimizer step, on all ranks; the
                 batch's own if None. The micro-batches' losses of a step then sum to the step's
                 loss.
+            penalty_share: what the regularizers' terms of this micro-batch count in the loss, one
+                by the number of micro-batches of the step.
             inputs: what else the collator made: ``input_ids``, ``attention_mask``, ...
 
         Returns:
             ``outputs`` (B, C) if there are heads, and with labels ``loss`` () and ``row_losses``
-            (B,).
+            (B,); with regularizers ``penalties``, their terms without weight while gradients flow.
         """
         num_rows = len(task_ids)
+        penalty, terms = None, {}
         if num_rows == 0:  # a rank that got no row of a short batch still has to take part
             read = self._read_nothing(inputs, labels)
         else:
             row_ids = inputs.get("row_ids")
             self.route.set(task_ids if row_ids is None else task_ids[row_ids])
-            read = self._read(inputs, labels)
-        found = {} if read.outputs is None else {"outputs": read.outputs}
+            if self.penalties is None or labels is None or not torch.is_grad_enabled():
+                read = self._read(inputs, labels)
+            else:
+                with self.route.noting(self.penalties.watched) as noted:
+                    read = self._read(inputs, labels)
+                penalty, terms = self.penalties(noted, task_ids, labels, inputs, self.route)
+        found: dict[str, Any] = {} if read.outputs is None else {"outputs": read.outputs}
         if labels is None:
             return found
         assert read.row_losses is not None
         weights = self._weights(task_ids, labels, inputs, task_counts).to(read.row_losses.dtype)
         loss = (read.row_losses * weights).sum()
+        if penalty is not None:
+            loss = loss + penalty_share * penalty
+        if self.penalties is not None:
+            found["penalties"] = terms
         return {**found, "loss": loss, "row_losses": read.row_losses}
 
     def _read(self, inputs: dict[str, Tensor], labels: Tensor | None) -> Reading:

@@ -1,13 +1,25 @@
 """A published method is a row of parts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coadapt._errors import InputError, nearest
+from coadapt.balancing import Balancing, CAGrad, GradNorm, PCGrad, Uncertainty, UPGrad
+from coadapt.config import LATER
 from coadapt.groups import Uniform
-from coadapt.inits import Default
+from coadapt.inits import Default, Init, RLora, RLoraCode
 from coadapt.planning import Sharing
-from coadapt.structures import Bank, Frozen, Full, Single, Structure
+from coadapt.regularizers import AlignKL, AlignMMD, Need, Regularizer
+from coadapt.structures import (
+    Bank,
+    Experts,
+    Frozen,
+    Full,
+    Heads,
+    RoutedHeads,
+    Single,
+    Structure,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +30,35 @@ class Recipe:
         structure: the shape of what is trained.
         init: how its factors start.
         groups: how parameters are divided for the optimizer.
+        regularizers: terms that are added to the loss.
+        balancing: how the tasks' losses become one step; their mean if None.
         sharing: the kind of plan made from a rank budget when none is given. ``clustered`` has no
             such default: which tasks belong together is what a plan says.
     """
 
     structure: Structure
-    init: Default = Default()
+    init: Init = Default()
     groups: Uniform = Uniform()
+    regularizers: tuple[Regularizer, ...] = field(default=(), metadata=LATER)
+    balancing: Balancing | None = field(default=None, metadata=LATER)
     sharing: Sharing | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit each other."""
+        kinds = [part.kind for part in self.regularizers]
+        for part in self.regularizers:
+            if kinds.count(part.kind) > 1:
+                raise InputError(f"regularizer '{part.kind}' is given twice")
+            if not self.structure.divides:
+                raise InputError(
+                    f"regularizer '{part.kind}' looks at adapters, and structure "
+                    f"'{self.structure.kind}' has none"
+                )
+            if part.needs is Need.ROUTING and self.structure.depends_on != "token":
+                raise InputError(
+                    f"regularizer '{part.kind}' balances a router, and structure "
+                    f"'{self.structure.kind}' has none; take 'routed_heads' or 'experts'"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +70,22 @@ class Row:
     summary: str
 
 
+_ALIGN = "Align, Don't Divide: Revisiting the LoRA Architecture (arXiv 2508.05078)"
+_HYDRA = "HydraLoRA: An Asymmetric LoRA Architecture for Efficient Fine-Tuning (arXiv 2404.19245)"
+_R_LORA = "R-LoRA: Randomized Multi-Head LoRA for Efficient Multi-Task Learning (arXiv 2502.15455)"
+
+# Five heads, alpha = 32 and r = 4 under rank-stabilised scaling, alpha / sqrt(r), dropout of A x:
+# the authors' code. A router at zero makes "the base model's function at start" true.
+_R_HEADS = RoutedHeads(scale=16.0, dropout=0.1, num_heads=5, router_init="zero")
+_M_HEADS = Heads(scale=16.0, dropout=0.1, num_heads=5)
+
 _CR = "Capacity and Redundancy Trade-offs in Multi-Task Learning (OpenReview bRxdN43ItK)"
+
+
+def _balanced(balancing: Balancing, paper: str, summary: str) -> Row:
+    recipe = Recipe(structure=Single(scale=2.0), balancing=balancing, sharing="shared")
+    return Row(recipe=recipe, paper=paper, summary=summary)
+
 
 RECIPES: dict[str, Row] = {
     "full": Row(
@@ -70,6 +118,131 @@ RECIPES: dict[str, Row] = {
         recipe=Recipe(structure=Bank(scale=2.0), sharing="shared_private"),
         paper=_CR,  # section 5, equation 8: Z = (Z_s, Z_t)
         summary="a common LoRA plus one a task",
+    ),
+    "lora_multi_sample_dropout": Row(
+        # Ours: what M-LoRA is but for its heads. One B in the place of five that get the same
+        # gradient, their masks' mean, and five times the rate, as a sum of five moves under Adam.
+        recipe=Recipe(
+            structure=Single(scale=16.0, dropout=0.1, dropout_samples=5),
+            init=RLora(),
+            groups=Uniform(b_rate=5.0),
+            sharing="shared",
+        ),
+        paper=_ALIGN,  # a control for section 3.1; multi-sample dropout: arXiv 1905.09788
+        summary="one LoRA, the mean of five dropout masks, B at five times the rate",
+    ),
+    "hydra_lora": Row(
+        # The authors' script: alpha 32, r = 4, dropout 0.05, four heads.
+        recipe=Recipe(
+            structure=RoutedHeads(scale=8.0, dropout=0.05, num_heads=4), sharing="shared"
+        ),
+        paper=_HYDRA,
+        summary="heads over one A, weighted by a router a token",
+    ),
+    "hydra_lora_no_router": Row(
+        # As in R-LoRA's copy of the code: one mask for all heads, which so stay equal.
+        recipe=Recipe(
+            structure=Heads(scale=8.0, dropout=0.05, num_heads=4, common_mask=True),
+            sharing="shared",
+        ),
+        paper=_ALIGN,  # table 1, "w/o router"
+        summary="heads over one A, added up; they stay equal",
+    ),
+    "r_lora": Row(
+        # The start: table 1, gamma = 64.
+        recipe=Recipe(structure=_R_HEADS, init=RLora(), sharing="shared"),
+        paper=_R_LORA,
+        summary="HydraLoRA with random heads and a dropout mask each",
+    ),
+    "r_lora_code": Row(
+        recipe=Recipe(
+            structure=replace(_R_HEADS, router_init="kaiming"), init=RLoraCode(), sharing="shared"
+        ),
+        paper=_R_LORA,
+        summary="R-LoRA with the start that its published code makes",
+    ),
+    "m_lora": Row(
+        # Section 3.1 and appendix B: R-LoRA without its router; no code is published.
+        recipe=Recipe(structure=_M_HEADS, init=RLora(), sharing="shared"),
+        paper=_ALIGN,
+        summary="R-LoRA without a router, the heads added up",
+    ),
+    "m_lora_mean": Row(
+        recipe=Recipe(
+            structure=replace(_M_HEADS, reduction="mean"), init=RLora(), sharing="shared"
+        ),
+        paper=_ALIGN,  # section 3.3: "simple averaging"
+        summary="R-LoRA without a router, the heads averaged",
+    ),
+    "lora_moe": Row(
+        # The authors' script: alpha 32, r = 4, dropout 0.05, eight experts, balance off.
+        recipe=Recipe(structure=Experts(scale=8.0, dropout=0.05, num_experts=8), sharing="shared"),
+        paper="LoRAMoE: Alleviating World Knowledge Forgetting (arXiv 2312.09979)",
+        summary="whole LoRAs, weighted by a router a token",
+    ),
+    "align_kl": Row(
+        # lambda: section 4; alpha 32 and r = 8, dropout 0.1: the authors' train.py.
+        recipe=Recipe(
+            structure=Single(scale=4.0, dropout=0.1),
+            regularizers=(AlignKL(weight=0.1),),
+            sharing="shared",
+        ),
+        paper=_ALIGN,
+        summary="one LoRA, tasks' representations drawn together by KL",
+    ),
+    "align_mmd": Row(
+        recipe=Recipe(
+            structure=Single(scale=4.0, dropout=0.1),
+            regularizers=(AlignMMD(weight=0.15),),
+            sharing="shared",
+        ),
+        paper=_ALIGN,
+        summary="one LoRA, tasks' representations drawn together by MMD",
+    ),
+    "r_lora+align": Row(
+        recipe=Recipe(
+            structure=_R_HEADS,
+            init=RLora(),
+            regularizers=(AlignKL(weight=0.1),),
+            sharing="shared",
+        ),
+        paper=_ALIGN,  # table 9
+        summary="R-LoRA with alignment by KL",
+    ),
+    "m_lora+align": Row(
+        recipe=Recipe(
+            structure=_M_HEADS,
+            init=RLora(),
+            regularizers=(AlignKL(weight=0.1),),
+            sharing="shared",
+        ),
+        paper=_ALIGN,
+        summary="M-LoRA with alignment by KL",
+    ),
+    "lora+pcgrad": _balanced(
+        PCGrad(),
+        "Gradient Surgery for Multi-Task Learning (arXiv 2001.06782)",
+        "one LoRA, conflicting parts of the tasks' gradients projected away",
+    ),
+    "lora+upgrad": _balanced(
+        UPGrad(),
+        "Jacobian Descent for Multi-Objective Optimization (arXiv 2406.16232)",
+        "one LoRA, a direction that points against no task's gradient",
+    ),
+    "lora+cagrad": _balanced(
+        CAGrad(),  # c = 0.5: section 5
+        "Conflict-Averse Gradient Descent for Multi-task Learning (arXiv 2110.14048)",
+        "one LoRA, near the mean gradient the best for the task it helps least",
+    ),
+    "lora+grad_norm": _balanced(
+        GradNorm(),  # alpha = 1.5: section 5
+        "GradNorm: Gradient Normalization for Adaptive Loss Balancing (arXiv 1711.02257)",
+        "one LoRA, tasks weighted to gradients of comparable size",
+    ),
+    "lora+uncertainty": _balanced(
+        Uncertainty(),
+        "Multi-Task Learning Using Uncertainty to Weigh Losses (arXiv 1705.07115)",
+        "one LoRA, tasks weighted by a learned uncertainty",
     ),
 }
 

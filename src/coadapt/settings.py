@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from coadapt._errors import InputError, nearest
 from coadapt.backbone import ModelConfig
@@ -14,7 +14,7 @@ from coadapt.model import LossMean
 from coadapt.planning import Plan
 from coadapt.recipe import RECIPES, Recipe, find_recipe
 from coadapt.tasks import TaskSuite, load_suite
-from coadapt.tasks.mixing import Mixing, Proportional
+from coadapt.tasks.mixing import Composition, Mixing, Proportional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,9 @@ class RunConfig:
         recipe_name: the row of ``coadapt methods`` that it came from, if any.
         plan: who shares, with ranks.
         mixing: how often each task is drawn.
-        batches: rows of any tasks in each step, or of a single one.
+        batches: a step's rows are of any tasks (``mixed``), of every task alike (``balanced``,
+            taken by itself where a regularizer compares tasks), or of a single one
+            (``single_task``).
         bucket: rows are sorted by length within windows of that many steps (at most a quarter of
             an epoch), so that batches pad little; 1 leaves the order random.
         packing: a decoder's rows stand one after the other in one sequence a micro-batch, without
@@ -44,7 +46,7 @@ class RunConfig:
     recipe_name: str | None = None
     plan: Plan | None = None
     mixing: Mixing = Proportional()
-    batches: Literal["mixed", "single_task"] = "mixed"
+    batches: Composition = "mixed"
     bucket: int = 16
     packing: bool = field(default=False, metadata=LATER)
     loss_mean: LossMean = "tasks"
@@ -149,6 +151,18 @@ def resolve(data: dict[str, Any], suite: TaskSuite, *, where: str) -> RunConfig:
         raise InputError(f"{where}: plan has no 'blocks'; see 'who shares' in the README")
     config = parse(RunConfig, data, where)
     _check_best(config, suite, where)
+    if any(part.several_tasks for part in config.recipe.regularizers):
+        if config.batches == "single_task":
+            raise InputError(
+                f"{where}: batches: a regularizer compares tasks, which a batch of one task has "
+                "none of; take 'balanced' or 'mixed'"
+            )
+        config = replace(config, batches=data.get("batches", "balanced"))
+    if config.recipe.balancing is not None and config.loss_mean != "tasks":
+        raise InputError(
+            f"{where}: loss_mean: a balancing weighs the tasks' mean losses; take 'tasks', not "
+            f"'{config.loss_mean}'"
+        )
     return replace(config, plan=_plan(config, suite, budget, where))
 
 

@@ -1,8 +1,6 @@
 """Training by the stock Trainer, overridden where several tasks ask for it and nowhere else."""
 
 import json
-import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,32 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer_callback import ExportableState, TrainerState
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
-from coadapt._errors import TrainingDiverged
-from coadapt._files import load_tensors, put_in_place, read_json, save_tensors, seal
+from coadapt._errors import InputError, TrainingDiverged
 from coadapt._progress import ProgressBar
-from coadapt.checkpoints import (
-    MODEL,
-    STATE,
-    check_checkpoint,
-    load_random_state,
-    load_state,
-    save_random_state,
-    save_state,
-)
 from coadapt.evaluation import TaskScores, flatten
 from coadapt.model import MultiTaskModel
+from coadapt.resuming import AbstractResumingTrainer
+from coadapt.stepping import BalancedStep
 from coadapt.tasks.language import LanguageCollator
-from coadapt.tasks.mixing import Mixing, StepBatchSampler
+from coadapt.tasks.mixing import Composition, Mixing, StepBatchSampler
 from coadapt.tasks.render import Collator, TaskDataset
 
-logger = logging.getLogger(__name__)
-
 METRICS_FILE = "metrics.jsonl"
-TRAINER_STATE = "trainer_state.json"  # the stock Trainer looks for this name
 
 
 class _EpochLoader(DataLoader):
@@ -45,13 +30,12 @@ class _EpochLoader(DataLoader):
         self.batch_sampler.set_epoch(epoch)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
 
 
-class MultiTaskTrainer(Trainer):
+class MultiTaskTrainer(AbstractResumingTrainer):
     """The transformers Trainer for a :class:`MultiTaskModel`.
 
     Overridden: the sampler (mixes tasks, buckets lengths, deals a step's rows to the ranks), the
     loss (a mean over tasks needs counts by task over the whole step), the optimizer (parameters of
-    tasks that a step lacks are skipped), evaluation (a score a task), the log (losses by task), and
-    the saving and loading of training state (no pickle, and whole or not there).
+    tasks that a step lacks are skipped), evaluation (a score a task), the log (losses by task).
 
     Args:
         model: the model.
@@ -59,7 +43,7 @@ class MultiTaskTrainer(Trainer):
         dataset: the training rows of all tasks.
         collate: makes rows into a batch.
         mixing: how often each task is drawn.
-        single_task: each step holds rows of one task.
+        composition: which tasks' rows stand together in a step.
         bucket: steps a window in which rows are sorted by length.
         score: returns the scores of the validation rows, for evaluation while training.
         config_hash: written into checkpoints.
@@ -73,7 +57,7 @@ class MultiTaskTrainer(Trainer):
         dataset: TaskDataset,
         collate: Collator | LanguageCollator,
         mixing: Mixing,
-        single_task: bool = False,
+        composition: Composition = "mixed",
         bucket: int = 16,
         score: Callable[[], dict[str, TaskScores]] | None = None,
         config_hash: str = "",
@@ -103,7 +87,7 @@ class MultiTaskTrainer(Trainer):
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             world_size=args.world_size,
             rank=args.process_index,
-            single_task=single_task,
+            composition=composition,
             bucket=bucket,
             packed=isinstance(collate, LanguageCollator) and collate.packed,
             seed=args.data_seed if args.data_seed is not None else args.seed,
@@ -112,25 +96,23 @@ class MultiTaskTrainer(Trainer):
         self.updates = dict.fromkeys(names, 0)
         self.tokens_seen = 0  # of all ranks, without padding
         self._step_counts = torch.zeros(len(model.tasks))
-        # Since the last line of the log: losses and rows a task; in the last column steps.
-        self._logged = torch.zeros(2, len(model.tasks) + 1, device=args.device)
+        self._micro_batches = 1  # of the step, on this rank
+        self._balanced = self._balance()
+        # Since the last line of the log: losses and rows a task; then the whole loss and steps;
+        # then a regularizer's terms.
+        terms = [part.kind for part in model.recipe.regularizers]
+        self._terms = terms
+        width = len(model.tasks) + 1 + len(terms)
+        self._logged = torch.zeros(2, width, device=args.device)
 
-    def go_on(self, checkpoint: Path | None) -> None:
-        """Train from the start, or from a checkpoint that is whole to the end."""
-        if checkpoint is not None:
-            self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-            if self.state.global_step >= self.state.max_steps:
-                # The stock loop asks only after a step whether it was the last.
-                self._take_finished(checkpoint)
-                return
-        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-    def _take_finished(self, checkpoint: Path) -> None:
-        self._load_from_checkpoint(str(checkpoint))
-        if self.args.load_best_model_at_end and self.state.best_global_step:
-            best = checkpoint.with_name(f"checkpoint-{self.state.best_global_step}")
-            self.state.best_model_checkpoint = str(best)
-            self._load_best_model()
+    def _balance(self) -> BalancedStep | None:
+        balancing = self.multi.recipe.balancing
+        if balancing is None:
+            return None
+        refuse_unbalanced(self.args, balancing.needs_jacobian)
+        named = self.multi.named_parameters()
+        shared = [p for n, p in named if p.requires_grad and not n.startswith("heads.")]
+        return BalancedStep(balancing, shared, len(self.multi.tasks), seed=self.args.seed)
 
     # Data ----------------------------------------------------------------------------------
 
@@ -146,6 +128,7 @@ class MultiTaskTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Return (T,) rows (or labels) a task in the whole step: every micro-batch and rank."""
+        self._micro_batches = len(batch_samples)
         num_tasks = len(self.multi.tasks)
         counts = torch.zeros(num_tasks + 1, dtype=torch.long, device=device)
         for batch in batch_samples:
@@ -155,6 +138,8 @@ class MultiTaskTrainer(Trainer):
         counts = self._over_ranks(counts).cpu()
         self._step_counts = counts[:-1]
         self.tokens_seen += int(counts[-1])
+        if self._balanced is not None:
+            self._balanced.begin(self._step_counts > 0, self.args.device)
         return self._step_counts
 
     # Loss and optimizer --------------------------------------------------------------------
@@ -171,7 +156,8 @@ class MultiTaskTrainer(Trainer):
         Raises:
             TrainingDiverged: naming step and tasks, if it is not finite.
         """
-        outputs = model(**inputs, task_counts=num_items_in_batch)
+        share = 1.0 / (self._micro_batches * self.args.world_size)
+        outputs = model(**inputs, task_counts=num_items_in_batch, penalty_share=share)
         losses, task_ids = outputs["row_losses"].detach().float(), inputs["task_ids"]
         if not torch.isfinite(losses).all():
             bad = sorted({self.multi.task_names[t] for t in task_ids[~losses.isfinite()].tolist()})
@@ -182,13 +168,26 @@ class MultiTaskTrainer(Trainer):
             )
         self._logged[0].index_add_(0, task_ids, losses)
         self._logged[1].index_add_(0, task_ids, torch.ones_like(losses))
-        self._logged[0, -1] += outputs["loss"].detach()
+        column = len(self.multi.tasks)
+        self._logged[0, column] += outputs["loss"].detach()
+        for index, term in enumerate(self._terms, start=column + 1):
+            self._logged[0, index] += share * outputs["penalties"].get(term, 0.0)
+        loss = outputs["loss"]
+        if self._balanced is not None:
+            counts = self._step_counts.to(task_ids.device)[task_ids]
+            means = loss.new_zeros(len(self.multi.tasks))
+            means = means.index_add(0, task_ids, (outputs["row_losses"] / counts).to(means))
+            loss = loss + self._balanced.add(means, torch.unique(task_ids).tolist())
         # Ranks average their gradients; the shares must sum.
-        loss = outputs["loss"] * self.args.world_size
+        loss = loss * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
-    def _where_to_go_on(self) -> str:
-        return f"Checkpoints in {self.folder} are from before and can be resumed."
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Balance the gradients after a step's last micro-batch, before they are clipped."""
+        loss = super().training_step(*args, **kwargs)
+        if self._balanced is not None and self.accelerator.sync_gradients:
+            self._balanced.finish(self._over_ranks, self.state.global_step)
+        return loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Build the optimizer on the recipe's groups and make it skip absent tasks' parameters."""
@@ -212,7 +211,7 @@ class MultiTaskTrainer(Trainer):
 
         With a gradient of zero AdamW would still decay the weight and follow its old moments.
         """
-        self._logged[1, -1] += 1 / self.args.world_size
+        self._logged[1, len(self.multi.tasks)] += 1 / self.args.world_size
         present = set(torch.nonzero(self._step_counts).flatten().tolist())
         for tasks, parameters in self.multi.lazy_parameters():
             if present.isdisjoint(tasks):
@@ -240,9 +239,12 @@ class MultiTaskTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add losses a task and the share of padding, and append a line to metrics.jsonl."""
         if "loss" in logs:
-            *tasks, steps = self._over_ranks(self._logged).T.tolist()
+            columns = self._over_ranks(self._logged).T.tolist()
+            tasks, steps = columns[: len(self.multi.tasks)], columns[len(self.multi.tasks)]
             # The stock value forgets, on resuming, the steps before the checkpoint.
             logs["loss"] = steps[0] / steps[1]
+            for name, column in zip(self._terms, columns[len(tasks) + 1 :], strict=True):
+                logs[f"penalty_{name}"] = column[0] / steps[1]
             for name, (total, count) in zip(self.multi.task_names, tasks, strict=True):
                 if count > 0:
                     logs[f"loss_{name}"] = total / count
@@ -254,97 +256,36 @@ class MultiTaskTrainer(Trainer):
             with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def _over_ranks(self, values: Tensor) -> Tensor:
-        summed = self.accelerator.reduce(values.clone(), "sum")
-        assert isinstance(summed, Tensor)
-        return summed
-
-    # Training state ------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write a checkpoint into a temporary folder and rename it when it is whole."""
-        self.refuse_bad_weights()
+    def counters(self) -> dict[str, Any]:
+        """Updates by block, tokens and what the log has not said yet; summed over ranks."""
         logged = self._over_ranks(self._logged).tolist()
-        path = self.folder / f"checkpoint-{self.state.global_step}"
-        temporary = path.with_name(f"tmp-{path.name}")
-        if self.args.should_save:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        save_random_state(temporary, self.args.process_index)
-        self.accelerator.wait_for_everyone()
-        if self.state.best_global_step:
-            best = path.with_name(f"checkpoint-{self.state.best_global_step}")
-            if best.is_dir() or best == path:
-                self.state.best_model_checkpoint = str(best)
-        if self.args.should_save:
-            self._write_state(temporary, logged)
-            seal(temporary)
-            put_in_place(temporary, path)
-            rotate_checkpoints(
-                output_dir=str(self.folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
-            )
-        self.accelerator.wait_for_everyone()
+        found = {"updates": self.updates, "tokens_seen": self.tokens_seen, "logged": logged}
+        if self._balanced is not None:
+            found["balancing"] = self._balanced.to_plain()
+        return found
 
-    def refuse_bad_weights(self) -> None:
-        """Raise TrainingDiverged unless every weight is finite."""
-        for name, tensor in self.multi.state_tensors().items():
-            if not torch.isfinite(tensor).all():
-                raise TrainingDiverged(
-                    f"'{name}' is not finite after step {self.state.global_step}; "
-                    "a lower learning rate may help. " + self._where_to_go_on()
-                )
-
-    def _write_state(self, folder: Path, logged: list[list[float]]) -> None:
-        save_tensors(folder / MODEL, self.multi.state_tensors())
-        scaler = self.accelerator.scaler
-        plain = {
-            "config_hash": self.config_hash,
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "updates": self.updates,
-            "tokens_seen": self.tokens_seen,
-            "logged": logged,
-        }
-        save_state(folder, self.optimizer, self.lr_scheduler, plain)
-        states: Any = self.state.stateful_callbacks  # a mapping by now, whatever it says
-        for callback in [*self.callback_handler.callbacks, self.control]:
-            if isinstance(callback, ExportableState):
-                states[type(callback).__name__] = callback.state()
-        self.state.save_to_json(str(folder / TRAINER_STATE))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        self._load_weights(folder)
-        plain = read_json(folder / STATE)
+    def take_counters(self, plain: dict[str, Any]) -> None:
+        """Go on counting from there; the log's sums on one rank only."""
         self.updates, self.tokens_seen = plain["updates"], plain["tokens_seen"]
+        if self._balanced is not None:
+            self._balanced.take_plain(plain["balancing"])
         if self.is_world_process_zero():  # the sum over all ranks
             self._logged = torch.tensor(plain["logged"], device=self.args.device)
-        # For a checkpoint within an epoch; not every version of the stock loop tells the sampler.
-        steps_an_epoch = len(self.sampler) // self.args.gradient_accumulation_steps
-        step = read_json(folder / TRAINER_STATE)["global_step"]
-        self.sampler.set_epoch((step - 1) // steps_an_epoch)
 
-    def _load_weights(self, folder: Path) -> None:
-        self.multi.load_state_tensors(load_tensors(folder / MODEL), str(folder / MODEL))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_state(Path(checkpoint), self.optimizer, self.lr_scheduler)
+def refuse_unbalanced(args: TrainingArguments, needs_jacobian: bool) -> None:
+    """Refuse a training that a balancing cannot take part in.
 
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(read_json(Path(checkpoint) / STATE)["scaler"])
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_random_state(Path(checkpoint), self.args.process_index)
-
-    def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        best = Path(self.state.best_model_checkpoint)
-        logger.info("taking the weights of %s", best)
-        check_checkpoint(best)
-        self._load_weights(best)
+    Raises:
+        InputError: naming the setting.
+    """
+    if args.fp16:
+        raise InputError(
+            "training.fp16 scales gradients, which a balancing would not see; use bf16"
+        )
+    options: Any = args.activation_checkpointing_kwargs or {}
+    if needs_jacobian and args.activation_checkpointing and options.get("use_reentrant", False):
+        raise InputError(
+            "the tasks' gradients cannot be told apart under re-entrant activation checkpointing; "
+            "set training.activation_checkpointing_kwargs to {use_reentrant: false}"
+        )

@@ -148,7 +148,7 @@ def serve(
     """
     attached, names = model.attached, model.task_names
     _check_rule(rule, names)
-    if model.recipe.structure.depends_on == "nothing" or len(names) == 1:
+    if model.recipe.structure.depends_on != "task" or len(names) == 1:
         return Service(like=names[0], gates=None, told="the blocks that serve every row")
     if rule is None or rule == "shared":
         common = [len(owners) == len(names) for owners in attached.owners]

@@ -92,7 +92,7 @@ def follow(
     plan: Plan,
     output: Path,
     *,
-    single_task: bool = False,
+    composition: Any = "mixed",
     loss_mean: str = "tasks",
     **training: Any,
 ) -> Course:
@@ -120,7 +120,7 @@ def follow(
         dataset=TaskDataset([encode(tokenizer, r, 32) for r in rows], [r.labels for r in rows]),
         collate=Collator(tokenizer),
         mixing=Proportional(),
-        single_task=single_task,
+        composition=composition,
     )
     recorder = Recorder(trainer)
     trainer.add_callback(recorder)
@@ -186,7 +186,7 @@ def test_an_epoch_of_short_steps_accumulates_too(tiny_bert, suite, tmp_path):
 
 
 def test_private_adapters_trained_together_equal_those_trained_alone(tiny_bert, suite, tmp_path):
-    options = {"single_task": True, "num_train_epochs": 2}
+    options = {"composition": "single_task", "num_train_epochs": 2}
     plan = Plan(
         blocks={n: Block(rank=r, tasks=(n,)) for n, r in zip(NAMES, (2, 1, 3, 2), strict=True)}
     )
@@ -232,7 +232,7 @@ def drifts(course: Course, plan: Plan) -> list[float]:
 @pytest.mark.parametrize("name", ["private", "clustered", "shared_private"])
 def test_what_a_step_does_not_use_does_not_move(tiny_bert, suite, tmp_path, name):
     structure, plan = STRUCTURES[name]
-    options = {"single_task": True, "num_train_epochs": 1}
+    options = {"composition": "single_task", "num_train_epochs": 1}
     course = follow(tiny_bert, suite, structure, plan, tmp_path / "run", **options)
     found = drifts(course, plan)
     assert len(found) > 100
@@ -245,7 +245,7 @@ def test_what_a_step_does_not_use_does_not_move(tiny_bert, suite, tmp_path, name
 
 def test_without_the_lazy_update_it_would_move(tiny_bert, suite, tmp_path, monkeypatch):
     monkeypatch.setattr(MultiTaskTrainer, "_skip_absent", lambda *_: None)
-    options = {"single_task": True, "num_train_epochs": 1}
+    options = {"composition": "single_task", "num_train_epochs": 1}
     course = follow(tiny_bert, suite, Bank(), PRIVATE, tmp_path / "run", **options)
     found = drifts(course, PRIVATE)
     assert sum(moved > 1e-4 for moved in found) > len(found) / 2
@@ -280,10 +280,10 @@ def test_a_mixed_step_updates_what_its_rows_use(tiny_bert, suite, tmp_path):
 # Reach and equivalence ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("single_task", [False, True], ids=["mixed", "single_task"])
+@pytest.mark.parametrize("composition", ["mixed", "balanced", "single_task"])
 @pytest.mark.parametrize("name", STRUCTURES)
-def test_after_one_epoch_everything_has_moved(tiny_bert, suite, tmp_path, name, single_task):
-    options = {"num_train_epochs": 1, "single_task": single_task, "weight_decay": 0.0}
+def test_after_one_epoch_everything_has_moved(tiny_bert, suite, tmp_path, name, composition):
+    options = {"num_train_epochs": 1, "composition": composition, "weight_decay": 0.0}
     course = follow(tiny_bert, suite, *STRUCTURES[name], tmp_path / "run", **options)
     for key, tensor in course.steps[-1].state.items():
         assert float((tensor - course.start[key]).abs().max()) > 1e-4, key

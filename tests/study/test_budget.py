@@ -43,7 +43,8 @@ class Greedy(AbstractPartitioned):
     def attach(self, site: Site) -> Attached:
         assert site.plan is not None
         blocks = {n: replace(b, rank=b.rank + self.extra) for n, b in site.plan.blocks.items()}
-        return self._attach_blocks(site, blocks, ConstantGate(len(blocks)))
+        gate = ConstantGate(len(blocks))
+        return self._attach_blocks(site, blocks, lambda *_: gate)
 
 
 @pytest.mark.parametrize("targets", ["attention", "all-linear", ["query"]], ids=str)

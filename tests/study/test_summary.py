@@ -63,6 +63,7 @@ def wanted_table(fake, arms, random=(), *, budget, fixed=("lora", "private")):
                 **slow.describe(by_arm[name], tasks),
                 "trainable": A_RANK * budget if divides else 0,
                 "allowed": A_RANK * budget if divides else None,
+                "rank": None,  # of heads or experts, which this study has none of
                 "scale": 2.0 if divides else None,
                 "chosen": 1,
                 "tried": [

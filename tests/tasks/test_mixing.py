@@ -48,10 +48,10 @@ def steps(samplers, accumulation, count=3):
     ]
 
 
-@pytest.mark.parametrize("single_task", [False, True])
+@pytest.mark.parametrize("composition", ["mixed", "balanced", "single_task"])
 @pytest.mark.parametrize("sizes", [SIZES, (40, 16, 8), (1, 1, 1)], ids=str)
-def test_the_steps_depend_on_the_number_of_rows_alone(sizes, single_task):
-    options = {"sizes": sizes, "single_task": single_task}
+def test_the_steps_depend_on_the_number_of_rows_alone(sizes, composition):
+    options = {"sizes": sizes, "composition": composition}
     eight = steps([make_sampler(**options)], 1)
     for per_device, accumulation, world in [(1, 8, 1), (2, 4, 1), (4, 1, 2), (1, 4, 2), (1, 2, 4)]:
         ranks = [
@@ -67,15 +67,15 @@ def test_the_steps_depend_on_the_number_of_rows_alone(sizes, single_task):
         assert steps(ranks, accumulation) == eight
 
 
-@pytest.mark.parametrize("single_task", [False, True])
-def test_every_step_has_its_micro_batches_and_no_rank_has_more_than_fits(single_task):
+@pytest.mark.parametrize("composition", ["mixed", "balanced", "single_task"])
+def test_every_step_has_its_micro_batches_and_no_rank_has_more_than_fits(composition):
     for rank in range(2):
         sampler = make_sampler(
             per_device_batch_size=2,
             gradient_accumulation_steps=3,
             world_size=2,
             rank=rank,
-            single_task=single_task,
+            composition=composition,
         )
         for epoch in epochs(sampler):
             assert len(epoch) == len(sampler)
@@ -113,10 +113,11 @@ def test_no_rank_and_no_global_state_decides():
 
 
 @pytest.mark.parametrize("mixing", [Proportional(), Uniform(), Temperature(temperature=3.0)])
-@pytest.mark.parametrize("single_task", [False, True])
-def test_counts_are_the_quotas(mixing, single_task):
-    sampler = make_sampler(mixing=mixing, single_task=single_task)
-    quotas = dict(zip(NAMES, mixing.quotas(SIZES), strict=True))
+@pytest.mark.parametrize("composition", ["mixed", "balanced", "single_task"])
+def test_counts_are_the_quotas(mixing, composition):
+    sampler = make_sampler(mixing=mixing, composition=composition)
+    drawn_by = Uniform() if composition == "balanced" else mixing
+    quotas = dict(zip(NAMES, drawn_by.quotas(SIZES), strict=True))
     task_of = np.repeat(np.arange(3), SIZES).tolist()
     for epoch, batches in enumerate(epochs(sampler)):
         sampler.set_epoch(epoch)
@@ -135,7 +136,9 @@ def test_a_small_task_runs_through_whole_passes():
 
 def test_single_task_batches_hold_one_task():
     task_of = np.repeat(np.arange(3), SIZES).tolist()
-    batches = [batch for epoch in epochs(make_sampler(single_task=True)) for batch in epoch]
+    batches = [
+        batch for epoch in epochs(make_sampler(composition="single_task")) for batch in epoch
+    ]
     assert all(len({task_of[row] for row in batch}) == 1 for batch in batches)
     turns = [int(task_of[batch[0]]) for batch in batches]
     assert turns != sorted(turns)
@@ -143,11 +146,49 @@ def test_single_task_batches_hold_one_task():
     assert any(len({task_of[row] for row in batch}) > 1 for batch in mixed)
 
 
+@pytest.mark.parametrize("per_device", [3, 6, 8])
+def test_balanced_micro_batches_hold_every_task_alike(per_device):
+    task_of = np.repeat(np.arange(3), SIZES)
+    ranks = [
+        make_sampler(
+            composition="balanced",
+            per_device_batch_size=per_device,
+            gradient_accumulation_steps=2,
+            world_size=2,
+            rank=rank,
+        )
+        for rank in range(2)
+    ]
+    for sampler in ranks:
+        for epoch in epochs(sampler):
+            for batch in epoch[:-2]:  # of the last, short step not
+                counts = np.bincount(task_of[batch], minlength=3)
+                assert len(batch) == per_device
+                assert counts.max() - counts.min() <= 1
+
+
+def test_balanced_batches_pad_less_than_random_ones():
+    sizes = (400, 300, 100)
+    lengths = np.concatenate(
+        [
+            np.random.default_rng(len(n)).integers(3, 40, s)
+            for n, s in zip(NAMES, sizes, strict=True)
+        ]
+    )
+
+    def padding(bucket: int) -> float:
+        sampler = make_sampler(sizes=sizes, composition="balanced", bucket=bucket)
+        batches = [lengths[batch] for batch in epochs(sampler, 1)[0]]
+        return 1 - sum(b.sum() for b in batches) / sum(b.max() * len(b) for b in batches)
+
+    assert padding(16) < 0.5 * padding(1)
+
+
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("task", range(3))
 def test_a_tasks_batches_are_those_it_has_alone(task, accumulation):
     options = {
-        "single_task": True,
+        "composition": "single_task",
         "per_device_batch_size": 8 // accumulation,
         "gradient_accumulation_steps": accumulation,
     }

@@ -1,4 +1,4 @@
-"""Which rows of a batch use which blocks of the rank axis.
+"""Which rows, or tokens, of a batch use which blocks of the rank axis.
 
 A gate gives one value a block, repeated over the block's ranks (``h = gate * z`` in
 :mod:`coadapt.adapters.layer`). What it looks at decides what can be shipped: a gate that depends on
@@ -7,14 +7,17 @@ token into nothing.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from coadapt._errors import InputError
 
 DependsOn = Literal["nothing", "task", "token"]
+Watched = Mapping[str, Collection[str]]
 
 
 class Route:
@@ -30,6 +33,8 @@ class Route:
         self.every_block = True
         self.fixed: tuple[float, ...] | None = None
         self._memo: dict[object, Tensor] = {}
+        self._watched: Watched = {}
+        self._noted: dict[str, dict[str, Tensor]] = {}
 
     def set(self, task_ids: Tensor) -> None:
         """Declare the rows of the coming forward.
@@ -60,6 +65,37 @@ class Route:
         finally:
             self.fixed = before
 
+    @contextmanager
+    def noting(self, watched: "Watched") -> Iterator[dict[str, dict[str, Tensor]]]:
+        """Keep what layers note of themselves while the forward runs, by kind and module.
+
+        A layer that activation checkpointing runs again in the backward pass notes nothing: the
+        first pass's tensors are in the graph already.
+
+        Args:
+            watched: the modules to listen to, by kind of note.
+        """
+        self._watched, self._noted = watched, {kind: {} for kind in watched}
+        try:
+            yield self._noted
+        finally:
+            self._watched, self._noted = {}, {}
+
+    def note(self, kind: str, module: str, value: Tensor) -> None:
+        """Keep ``value`` if :meth:`noting` listens to this module.
+
+        Raises:
+            InputError: if the value has no graph to send gradients through.
+        """
+        if module not in self._watched.get(kind, ()) or not self.every_block:
+            return
+        if not torch.is_grad_enabled():
+            raise InputError(
+                "a regularizer's gradients cannot pass re-entrant activation checkpointing; set "
+                "training.activation_checkpointing_kwargs to {use_reentrant: false}"
+            )
+        self._noted[kind][module] = value
+
     def rows(self, num_rows: int) -> Tensor:
         """Return the task ids, refusing a batch that is not the one they were set for."""
         if self.task_ids is None or len(self.task_ids) != num_rows:
@@ -89,18 +125,29 @@ class AbstractGate(ABC):
     def blocks(self, route: Route) -> tuple[int, ...]:
         """Return the indices of the blocks that take part in this forward, in order."""
 
+    top_k: int | None = None
+
+    @property
+    def router(self) -> nn.Parameter | None:
+        """The (K, in) map that makes logits of the layer's input, if the gate has one."""
+        return None
+
     @abstractmethod
-    def __call__(self, x: Tensor, route: Route) -> Tensor | None:
+    def __call__(self, z: Tensor, route: Route, logits: Tensor | None) -> Tensor | None:
         """Return values broadcastable to z (..., R of :meth:`blocks`), or None where all are 1.
 
         Args:
-            x: (B, ..., in) the layer's input.
+            z: (B, ..., R) what is gated.
             route: the rows' tasks.
+            logits: (B, ..., K) the router's product with the layer's input.
         """
 
     @abstractmethod
     def constants(self, task: int) -> tuple[float, ...]:
-        """Return the (K,) values that every row of ``task`` gets, for folding."""
+        """Return the (K,) values that every row of ``task`` gets, for folding.
+
+        A gate on the token returns those of a router at zero logits, which an offset takes.
+        """
 
 
 class ConstantGate(AbstractGate):
@@ -115,7 +162,7 @@ class ConstantGate(AbstractGate):
         """All of them."""
         return tuple(range(self._num_blocks))
 
-    def __call__(self, x: Tensor, route: Route) -> Tensor | None:
+    def __call__(self, z: Tensor, route: Route, logits: Tensor | None) -> Tensor | None:
         """None: all values are 1."""
         return None
 
@@ -150,26 +197,26 @@ class TaskGate(AbstractGate):
             return tuple(range(len(self._ranks)))
         return tuple(sorted({block for task in route.present for block in self._uses[task]}))
 
-    def __call__(self, x: Tensor, route: Route) -> Tensor | None:
+    def __call__(self, z: Tensor, route: Route, logits: Tensor | None) -> Tensor | None:
         """Return (B, 1, ..., R) zeros and ones, or (1, S, R) for a packed row."""
-        task_ids = route.rows(x.shape[0])
+        task_ids = route.rows(z.shape[0])
         blocks = self.blocks(route)
         if route.fixed is not None:
-            return self._fixed(route.fixed, blocks, x)
+            return self._fixed(route.fixed, blocks, z)
         if all(self._uses[task] == blocks for task in route.present):
             return None
-        key = (self, x.dtype, x.device)
+        key = (self, z.dtype, z.device)
         kept = route.recall(key)
         if kept is None:
-            kept = route.remember(key, self._rows(task_ids, blocks).to(x))
+            kept = route.remember(key, self._rows(task_ids, blocks).to(z))
         if task_ids.dim() > 1:
             return kept
-        return kept.view(kept.shape[0], *[1] * (x.dim() - 2), kept.shape[1])
+        return kept.view(kept.shape[0], *[1] * (z.dim() - 2), kept.shape[1])
 
-    def _fixed(self, fixed: Sequence[float], blocks: Sequence[int], x: Tensor) -> Tensor:
+    def _fixed(self, fixed: Sequence[float], blocks: Sequence[int], z: Tensor) -> Tensor:
         """Return (R,) the same values for every row."""
         values = torch.tensor([fixed[block] for block in blocks])
-        return values.repeat_interleave(torch.tensor([self._ranks[b] for b in blocks])).to(x)
+        return values.repeat_interleave(torch.tensor([self._ranks[b] for b in blocks])).to(z)
 
     def _rows(self, task_ids: Tensor, blocks: tuple[int, ...]) -> Tensor:
         starts = [sum(self._ranks[:block]) for block in blocks]
@@ -183,3 +230,72 @@ class TaskGate(AbstractGate):
     def constants(self, task: int) -> tuple[float, ...]:
         """One-hot (or several-hot) of the task's blocks."""
         return tuple(float(block in self._uses[task]) for block in range(len(self._ranks)))
+
+
+class RouterGate(AbstractGate, nn.Module):
+    r"""A softmax over the blocks for every token: :math:`w(x) = \mathrm{softmax}(W_r x)`.
+
+    In float32 whatever the dtype of the products. A linear map without bias on the layer's own
+    input, trained with the rest (HydraLoRA, arXiv 2404.19245, equation 5; LoRAMoE, arXiv
+    2312.09979, equation 5).
+
+    Args:
+        module: the adapted module's name.
+        in_features: of the layer.
+        ranks: (K,) the blocks' ranks.
+        top_k: keep the k largest values of a token, renormalised to sum 1; None for all.
+        device: of the layer.
+    """
+
+    depends_on: ClassVar[DependsOn] = "token"
+
+    def __init__(
+        self,
+        module: str,
+        in_features: int,
+        ranks: Sequence[int],
+        *,
+        top_k: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self._module, self._ranks, self.top_k = module, tuple(ranks), top_k
+        self.weight = nn.Parameter(torch.zeros(len(ranks), in_features, device=device))
+
+    @property
+    def router(self) -> nn.Parameter:
+        """The (K, in) map."""
+        return self.weight
+
+    def blocks(self, route: Route) -> tuple[int, ...]:
+        """All of them."""
+        return tuple(range(len(self._ranks)))
+
+    def __call__(self, z: Tensor, route: Route, logits: Tensor | None) -> Tensor:
+        """Return (B, ..., R) each token's weights, a block's repeated over its ranks."""
+        assert logits is not None
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        weights = torch.softmax(logits, dim=-1, dtype=wide)
+        route.note("routing", self._module, weights)
+        if self.top_k is not None:
+            weights = keep_largest(weights, self.top_k)
+        return spread(weights.to(z.dtype), self._ranks)
+
+    def constants(self, task: int) -> tuple[float, ...]:
+        """1/K each, the softmax of zero logits."""
+        return (1.0 / len(self._ranks),) * len(self._ranks)
+
+
+def keep_largest(weights: Tensor, k: int) -> Tensor:
+    """Return (..., K) weights with all but each token's k largest at 0, renormalised to sum 1."""
+    values, chosen = weights.topk(k, dim=-1)
+    values = values / values.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(weights).scatter(-1, chosen, values)
+
+
+def spread(weights: Tensor, ranks: Sequence[int]) -> Tensor:
+    """Return (..., R) the (..., K) weights of blocks, each repeated over its block's ranks."""
+    if len(set(ranks)) == 1:
+        return weights.unsqueeze(-1).expand(*weights.shape, ranks[0]).flatten(-2)
+    counts = torch.tensor(ranks, device=weights.device)
+    return weights.repeat_interleave(counts, dim=-1)

@@ -134,13 +134,13 @@ def _hint(linear: list[str], wanted: str | Sequence[str]) -> str:
 
 
 def inject(
-    backbone: nn.Module, names: Sequence[str], make: Callable[[nn.Module], PartitionedLinear]
+    backbone: nn.Module, names: Sequence[str], make: Callable[[str, nn.Module], PartitionedLinear]
 ) -> dict[str, PartitionedLinear]:
-    """Replace each named module by ``make(module)`` and return the new layers by name."""
+    """Replace each named module by ``make(name, module)`` and return the new layers by name."""
     layers: dict[str, PartitionedLinear] = {}
     for name in names:
         parent, _, child = name.rpartition(".")
-        layer = make(backbone.get_submodule(name))
+        layer = make(name, backbone.get_submodule(name))
         setattr(backbone.get_submodule(parent), child, layer)
         layers[name] = layer
     return layers

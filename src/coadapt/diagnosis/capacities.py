@@ -96,7 +96,7 @@ def capacity_tables(
     for m, (module, layer) in enumerate(model.attached.layers.items()):
         cov = moments[module].covariance
         base = _output_power(layer.base, moments[module])
-        for k, (A, B) in enumerate(zip(_arrays(layer.A), _arrays(layer.B), strict=True)):
+        for k, (A, B) in enumerate(map(_arrays, layer.blocks())):
             proxies[m, k] = capacity_proxy(A, cov, noise[module])
             invariant[m, k] = delta_capacity(A, B, cov, base, layer.scale)
             for row, factor in enumerate(SWEEP):

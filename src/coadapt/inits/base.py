@@ -20,4 +20,4 @@ class AbstractInit(ABC):
 
     @abstractmethod
     def fill(self, layer: PartitionedLinear, block: int, generator: Generator) -> None:
-        """Set ``layer.A[block]`` and ``layer.B[block]`` in place, from ``generator`` only."""
+        """Set both of ``layer.pair(block)`` in place, from ``generator`` only."""

@@ -25,6 +25,6 @@ class Default(AbstractInit):
     def fill(self, layer: PartitionedLinear, block: int, generator: Generator) -> None:
         """Draw A on the CPU, wherever the layer lies, so that a seed means the same everywhere."""
         bound = layer.in_features**-0.5
-        A = torch.empty(layer.A[block].shape).uniform_(-bound, bound, generator=generator)
-        layer.A[block].copy_(A)
-        layer.B[block].zero_()
+        A, B = layer.pair(block)
+        A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator))
+        B.zero_()

@@ -2,18 +2,23 @@
 
 from coadapt.structures.bank import Bank
 from coadapt.structures.base import AbstractStructure, Attached, ShipsAs, Site
+from coadapt.structures.experts import Experts
 from coadapt.structures.frozen import Frozen
 from coadapt.structures.full import Full
+from coadapt.structures.heads import Heads, RoutedHeads
 from coadapt.structures.single import Single
 
-Structure = Single | Bank | Frozen | Full
+Structure = Single | Bank | Heads | RoutedHeads | Experts | Frozen | Full
 
 __all__ = [
     "AbstractStructure",
     "Attached",
     "Bank",
+    "Experts",
     "Frozen",
     "Full",
+    "Heads",
+    "RoutedHeads",
     "ShipsAs",
     "Single",
     "Site",

@@ -1,15 +1,18 @@
 """Blocks of the rank axis put into a backbone, with any gate."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import nn
 
 from coadapt._errors import InputError
-from coadapt.adapters import AbstractGate, PartitionedLinear, inject
-from coadapt.planning import Block
+from coadapt.adapters import AbstractGate, Dropout, PartitionedLinear, inject
+from coadapt.planning import Block, Plan
 from coadapt.structures.base import AbstractStructure, Attached, ShipsAs, Site
+
+# A gate for a module of that name.
+GateOf = Callable[[str, nn.Module], AbstractGate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +39,29 @@ class AbstractPartitioned(AbstractStructure):
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be in [0, 1), not {self.dropout}")
 
-    def _attach_blocks(self, site: Site, blocks: dict[str, Block], gate: AbstractGate) -> Attached:
+    def _attach_blocks(
+        self,
+        site: Site,
+        blocks: dict[str, Block],
+        gate: GateOf,
+        *,
+        scale: float | None = None,
+        shared_A: bool = False,
+        dropout: Dropout | None = None,
+    ) -> Attached:
         """Put a partitioned layer around every module of ``site`` and fill its blocks."""
         ranks = [block.rank for block in blocks.values()]
 
-        def make(base: nn.Module) -> PartitionedLinear:
+        def make(name: str, base: nn.Module) -> PartitionedLinear:
             return PartitionedLinear(
                 base,
                 ranks,
-                gate=gate,
+                gate=gate(name, base),
                 route=site.route,
-                scale=self.scale,
-                dropout=self.dropout,
-                dropout_at=self.dropout_at,
+                scale=self.scale if scale is None else scale,
+                dropout=dropout or Dropout(p=self.dropout, at=self.dropout_at),
+                shared_A=shared_A,
+                name=name,
             )
 
         layers = inject(site.backbone, site.names, make)
@@ -63,3 +76,20 @@ class AbstractPartitioned(AbstractStructure):
 
 def _owners(tasks: Sequence[str], blocks: Iterable[Block]) -> list[tuple[int, ...]]:
     return [tuple(i for i, task in enumerate(tasks) if task in block.tasks) for block in blocks]
+
+
+def copies_of_one_block(
+    plan: Plan, site: Site, kind: str, number: int, name: str
+) -> dict[str, Block]:
+    """Return ``number`` blocks like the plan's only one, for heads or experts.
+
+    Raises:
+        InputError: if the plan has several blocks, or one that does not serve every task.
+    """
+    blocks = list(plan.blocks.values())
+    if len(blocks) != 1 or set(blocks[0].tasks) != set(site.tasks):
+        raise InputError(
+            f"structure '{kind}' makes its own blocks, used by every task; give it a plan with "
+            f"one block for all tasks, not {len(blocks)} (or drop the plan and give a budget)"
+        )
+    return {f"{name}{index}": blocks[0] for index in range(number)}

@@ -34,4 +34,4 @@ class Bank(AbstractPartitioned):
             for task in site.tasks
         ]
         gate = TaskGate(uses, [block.rank for block in blocks.values()])
-        return self._attach_blocks(site, blocks, gate)
+        return self._attach_blocks(site, blocks, lambda *_: gate)

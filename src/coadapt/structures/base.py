@@ -61,17 +61,20 @@ class Attached:
         return {name: layer.fold(task) for name, layer in self.layers.items()}
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Return every factor under a name that holds block and module: ``block/module/A``."""
+        """Return every factor and router by name.
+
+        ``block/module/A`` and so on; ``shared/module/A`` is the A under several heads, A0 and B0
+        are of a frozen start, ``router/module/weight`` makes the logits of a map.
+        """
         found: dict[str, nn.Parameter] = {}
         for name, layer in self.layers.items():
-            for key, factors in (
-                ("A", layer.A),
-                ("B", layer.B),
-                ("A0", layer.A0),
-                ("B0", layer.B0),
-            ):
-                for block, factor in zip(self.blocks, factors, strict=False):
+            for key in ("A", "B", "A0", "B0"):
+                factors = getattr(layer, key)
+                blocks = ("shared",) if layer.shared_A and key != "B" else self.blocks
+                for block, factor in zip(blocks, factors, strict=bool(len(factors))):
                     found[f"{block}/{name}/{key}"] = factor
+            if layer.gate.router is not None:
+                found[f"router/{name}/weight"] = layer.gate.router
         return found
 
 
@@ -84,12 +87,15 @@ class AbstractStructure(ABC):
         ships_as: the form in which the trained thing leaves coadapt.
         divides: whether a plan says who shares.
         trains_backbone: whether the backbone's own weights are trained.
+        multiplies: whether the plan's rank is that of each of several heads or experts, so that it
+            trains more than one LoRA of that rank.
     """
 
     depends_on: ClassVar[DependsOn]
     ships_as: ClassVar[ShipsAs]
     divides: ClassVar[bool]
     trains_backbone: ClassVar[bool] = False
+    multiplies: ClassVar[bool] = False
 
     @property
     def mergeable(self) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 
 from coadapt.adapters import Route, target_names
 from coadapt.backbone import ModelConfig, empty_backbone
-from coadapt.planning import Plan
+from coadapt.planning import InfeasibleBudget, Plan
 from coadapt.recipe import RECIPES, Recipe
 from coadapt.structures import Site
 
@@ -24,17 +24,25 @@ class Spent:
         allowed: those of a plain LoRA of the budget's rank on the same modules; None for a recipe
             without a rank axis, which stands outside the budget.
         scale: s = lora_alpha / r, where the structure has one.
+        rank: of each head or expert, the largest that the budget allows; None where the plan's
+            ranks sum to the budget.
     """
 
     trainable: int
     allowed: int | None
     scale: float | None
+    rank: int | None = None
 
     @property
     def fits(self) -> bool:
-        """Whether the budget is met within 2 %."""
+        """Whether the budget is met within 2 %.
+
+        A whole rank of heads or experts is more than that, so they may leave some of it unused.
+        """
         if self.allowed is None:
             return True
+        if self.rank is not None:
+            return self.trainable <= (1 + TOLERANCE) * self.allowed
         return abs(self.trainable - self.allowed) <= TOLERANCE * self.allowed
 
 
@@ -50,15 +58,43 @@ class Counter:
         """Values of the base model."""
         return sum(p.numel() for p in self._backbone.parameters())
 
-    def spent(self, recipe: Recipe, tasks: Sequence[str], plan: Plan | None) -> Spent:
-        """Return what a recipe trains with a plan, and what the plan's budget allows."""
+    def spent(
+        self,
+        recipe: Recipe,
+        tasks: Sequence[str],
+        plan: Plan | None,
+        budget: int | None = None,
+    ) -> Spent:
+        """Return what a recipe trains with a plan, and what a rank budget allows."""
         structure = recipe.structure
+        if budget is None and plan is not None and structure.divides:
+            budget = plan.budget
         trainable = self._trainable(recipe, tasks, plan)
-        allowed = None
-        if structure.divides and plan is not None:
-            shared = Plan.shared(tasks, plan.budget)
-            allowed = self._trainable(RECIPES["lora"].recipe, tasks, shared)
-        return Spent(trainable=trainable, allowed=allowed, scale=getattr(structure, "scale", None))
+        return Spent(
+            trainable=trainable,
+            allowed=None if budget is None else self.allowed(tasks, budget),
+            scale=getattr(structure, "scale", None),
+            rank=plan.budget if plan is not None and structure.multiplies else None,
+        )
+
+    def allowed(self, tasks: Sequence[str], budget: int) -> int:
+        """Return the values of a plain LoRA of the budget's rank on the same modules."""
+        return self._trainable(RECIPES["lora"].recipe, tasks, Plan.shared(tasks, budget))
+
+    def matched_rank(self, recipe: Recipe, tasks: Sequence[str], budget: int) -> int:
+        """Return the largest rank of heads or experts that trains no more than the budget allows.
+
+        Raises:
+            InfeasibleBudget: if rank 1 trains more.
+        """
+        allowed = (1 + TOLERANCE) * self.allowed(tasks, budget)
+        one, two = (self._trainable(recipe, tasks, Plan.shared(tasks, r)) for r in (1, 2))
+        if one > allowed:
+            raise InfeasibleBudget(
+                f"it trains {one:,} values at rank 1 where rank {budget} of a plain LoRA is "
+                f"{int(allowed / (1 + TOLERANCE)):,}; take a larger budget or fewer heads"
+            )
+        return 1 + int((allowed - one) // (two - one))  # linear in the rank
 
     def _trainable(self, recipe: Recipe, tasks: Sequence[str], plan: Plan | None) -> int:
         backbone: nn.Module = copy.deepcopy(self._backbone)

@@ -129,12 +129,12 @@ class Grid:
             for tasks in study.tasks or (None,)
         }
         try:
-            counter = Counter(study.model)
+            self._counter = Counter(study.model)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
-        self.num_weights = counter.num_weights
+        self.num_weights = self._counter.num_weights
         for group in self._all_groups():
-            self._place(group, counter)
+            self._place(group)
         self._check_arguments()
 
     def trials(self, group: Group) -> list[Cell]:
@@ -271,8 +271,10 @@ class Grid:
             return None
         tasks = self.tasks_of(group.tasks)
         if group.plan is None:
-            recipe = self.study.recipes[group.recipe].recipe
-            return default_plan(recipe, tasks, group.budget, group.recipe)
+            recipe, rank = self.study.recipes[group.recipe].recipe, group.budget
+            if recipe.structure.multiplies:
+                rank = self._counter.matched_rank(recipe, tasks, group.budget)
+            return default_plan(recipe, tasks, rank, group.recipe)
         plan = Plan.clustered(self._plans[group.tasks][group.plan], group.budget)
         try:
             plan.check(tasks)
@@ -280,7 +282,7 @@ class Grid:
             raise InputError(f"plans.{group.plan}: {error}") from error
         return plan
 
-    def _place(self, group: Group, counter: Counter) -> None:
+    def _place(self, group: Group) -> None:
         if group.plan is not None and group.plan not in self._plans[group.tasks]:
             self.infeasible[group] = "no other partition of the tasks has these sizes"
             return
@@ -293,7 +295,7 @@ class Grid:
             raise InputError(f"{self.where}: {error}") from error
         recipe = self.study.recipes[group.recipe].recipe
         try:
-            spent = counter.spent(recipe, self.tasks_of(group.tasks), plan)
+            spent = self._counter.spent(recipe, self.tasks_of(group.tasks), plan, group.budget)
         except InputError as error:
             raise InputError(f"{self.where}: recipes.{group.recipe}: {error}") from error
         if spent.fits:

@@ -61,6 +61,8 @@ class Temperature:
 
 Mixing = Proportional | Uniform | Temperature
 
+Composition = Literal["mixed", "balanced", "single_task"]
+
 
 def _apportion(weights: Sequence[float], total: int) -> list[int]:
     """Divide a whole number by weights; what rounding leaves goes to the largest remainders."""
@@ -95,8 +97,10 @@ class StepBatchSampler(Sampler[list[int]]):
         gradient_accumulation_steps: micro-batches a step.
         world_size: number of ranks.
         rank: which of them this is.
-        single_task: whether each step batch holds rows of one task only. A task's step batches are
-            then those it has when it is alone.
+        composition: ``mixed`` step batches hold rows as they come; ``balanced`` ones, and each of
+            their micro-batches, as many of every task as whole numbers allow, whatever the mixing;
+            ``single_task`` ones rows of one task only, a task's being those it has when it is
+            alone.
         packed: whether a micro-batch's rows stand in one sequence, so that none is padded.
         bucket: step batches a window, at most a quarter of the epoch's; 1 leaves the order random
             and pads most.
@@ -117,7 +121,7 @@ class StepBatchSampler(Sampler[list[int]]):
         gradient_accumulation_steps: int = 1,
         world_size: int = 1,
         rank: int = 0,
-        single_task: bool = False,
+        composition: Composition = "mixed",
         bucket: int = 16,
         packed: bool = False,
         seed: int,
@@ -137,12 +141,13 @@ class StepBatchSampler(Sampler[list[int]]):
         for name, rows in zip(self._names, self._rows, strict=True):
             if not len(rows):
                 raise InputError(f"task '{name}' has no training rows; add some or remove it")
+        mixing = Uniform() if composition == "balanced" else mixing
         self._quotas = mixing.quotas([len(rows) for rows in self._rows])
         self._accumulation = gradient_accumulation_steps
         self._world_size = world_size
         self._rank = rank
         self._step = per_device_batch_size * gradient_accumulation_steps * world_size
-        self._single_task = single_task
+        self._composition: Composition = composition
         self._bucket, self._packed = bucket, packed
         self._seed = seed
         self._epoch = 0
@@ -153,7 +158,7 @@ class StepBatchSampler(Sampler[list[int]]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        sizes = self._quotas if self._single_task else [sum(self._quotas)]
+        sizes = self._quotas if self._composition == "single_task" else [sum(self._quotas)]
         return self._accumulation * sum(math.ceil(size / self._step) for size in sizes)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -191,7 +196,9 @@ class StepBatchSampler(Sampler[list[int]]):
 
     def _cut_epoch(self) -> list[np.ndarray]:
         draws = [self._draws(task) for task in range(len(self._names))]
-        if not self._single_task:
+        if self._composition == "balanced":
+            return self._shuffled(self._balanced(draws), "steps", self._seed, self._epoch)
+        if self._composition == "mixed":
             shuffle = generator("draws", self._seed, self._epoch)
             batches = self._bucketed(shuffle.permutation(np.concatenate(draws)))
             return self._shuffled(batches, "steps", self._seed, self._epoch)
@@ -227,6 +234,20 @@ class StepBatchSampler(Sampler[list[int]]):
             rows = rows[np.argsort(self._lengths[rows], kind="stable")]
             batches += [rows[i : i + self._step] for i in range(0, len(rows), self._step)]
         return batches
+
+    def _balanced(self, draws: list[np.ndarray]) -> list[np.ndarray]:
+        """Cut draws into step batches with equal shares of every task, in turn within each."""
+        steps = math.ceil(sum(map(len, draws)) / self._step)
+        window = math.ceil(self._step / len(draws)) * max(1, min(self._bucket, steps // 4))
+        queues = []
+        for rows in draws:
+            parts = [rows[i : i + window] for i in range(0, len(rows), window)]
+            ordered = [p[np.argsort(self._lengths[p], kind="stable")] for p in parts]
+            queues.append(np.concatenate([rows[:0], *ordered]))
+        longest = max(map(len, queues))
+        # Row by row through the tasks, so that any cut of the line has nearly equal shares.
+        line = [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
+        return [np.array(line[i : i + self._step]) for i in range(0, len(line), self._step)]
 
     def _shuffled(self, batches: list[np.ndarray], *key: str | int) -> list[np.ndarray]:
         """Shuffle step batches; a short one stays last."""
