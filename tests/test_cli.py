@@ -13,6 +13,7 @@ import coadapt
 from coadapt.adapters import DependsOn
 from coadapt.config import dump_yaml
 from coadapt.structures.base import ShipsAs
+from coadapt.verbs.running import _blocks_of
 from tests.invoking import invoke, refuse, succeed
 from tests.toy_runs import QUICK, content_of, model_of, result_of, tensors_of
 
@@ -358,3 +359,49 @@ assert not slow, slow
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+# Heads, experts and compositions ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [("hydra_lora", "head0 to head3 (8 each, 2)"), ("lora_moe", "expert0 to expert7 (8 each, 2)")],
+)
+def test_heads_and_experts_are_trained_told_of_and_not_exported(files, tiny_bert, recipe, told):
+    write(files / "train.yaml", tiny_bert, recipe=recipe)
+    succeed("train", files / "train.yaml", "-o", files / "run")
+    assert _blocks_of(coadapt.load_run(files / "run"), "topic") == [told]
+    succeed("evaluate", files / "run")
+    for form in ("peft", "merged"):
+        message = refuse("export", files / "run", "-o", files / "out", "--format", form)
+        assert "keep the run itself" in message
+    assert not (files / "out").exists()
+
+
+def test_compose_writes_a_run_that_is_served_by_the_others_adapters(run, tmp_path):
+    printed = succeed(
+        *("compose", run, "--task", "topic", "-o", tmp_path / "composed"),
+        *("--set", "budget=6", "--set", "compose=deltas"),
+    )
+    assert "topic: composed by" in printed
+    assert "at zero weights" in printed
+    found = result_of(tmp_path / "composed")["composition"]
+    assert set(found["weights"]) == set(TASKS) - {"topic"}
+    assert len(found["history"]) == 6
+    succeed("evaluate", tmp_path / "composed")
+    as_json = json.loads(
+        succeed("compose", run, "--task", "topic", "-o", tmp_path / "again", "--json")
+    )
+    assert as_json["task"] == "topic"
+
+
+def test_compose_says_what_is_wrong(run, files, tiny_bert):
+    wrong = refuse("compose", run, "--task", "topc", "-o", files / "composed")
+    assert "did you mean 'topic'" in wrong
+    wrong = refuse("compose", run, "--task", "topic", "-o", files / "c", "--set", "shot=3")
+    assert "unknown key 'shot'; did you mean 'shots'?" in wrong
+    succeed("train", files / "train.yaml", "-o", files / "run")
+    wrong = refuse("compose", files / "run", "--task", "topic", "-o", files / "c")
+    assert "train with recipe private" in wrong
+    assert not (files / "c").exists()

@@ -66,6 +66,7 @@ def test_methods_are_listed_for_programs():
         "private": ("task", "lora", True),
         "clustered": ("task", "lora", True),
         "shared_private": ("task", "lora", True),
+        "lora_hub": ("task", "lora", True),
         **dict.fromkeys(ROUTED, ("token", "runtime", False)),
         **dict.fromkeys(ONE_LORA, ("nothing", "lora", True)),
     }
@@ -79,6 +80,7 @@ RANKS = {
     "full": {},
     "frozen": {},
     "private": {"sentiment": 2, "topic": 2, "same": 2, "degree": 2},
+    "lora_hub": {"sentiment": 2, "topic": 2, "same": 2, "degree": 2},
     "clustered": {"words": 4, "subjects": 4},
     "shared_private": {"shared": 4, "sentiment": 1, "topic": 1, "same": 1, "degree": 1},
 }
@@ -141,7 +143,13 @@ def test_a_row_trains_exactly_its_own_parameters(name, trained, tiny_bert):
     assert any(key.startswith("router/") for key in after) == (name in ROUTED)
     start = [key for key in after if key.endswith(("/A0", "/B0"))]
     assert bool(start) == config.recipe.init.offset
-    assert [key for key in after if torch.equal(before[key], after[key])] == start
+    if config.recipe.compose is None:
+        assert [key for key in after if torch.equal(before[key], after[key])] == start
+    else:  # the adapters were trained and are composed of each other, perhaps with weights of zero
+        found = trained.result["composition"]
+        assert list(found) == list(trained.suite.names)
+        assert all(task not in row["weights"] for task, row in found.items())
+        assert all(len(row["history"]) == 40 for row in found.values())
     base = AutoModel.from_pretrained(tiny_bert).state_dict()
     backbone = trained.model.backbone.state_dict()
     ours = (".A.", ".B.", ".A0.", ".B0.", ".gate.")

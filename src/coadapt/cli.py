@@ -7,7 +7,7 @@ import typer
 
 from coadapt._version import __version__
 from coadapt.verbs.common import out
-from coadapt.verbs.running import evaluate, export, predict, train
+from coadapt.verbs.running import compose, evaluate, export, predict, train
 from coadapt.verbs.sharing import diagnose, plan
 from coadapt.verbs.starting import demo, methods
 from coadapt.verbs.studying import compare, study
@@ -43,7 +43,19 @@ def _common(
 
 
 # In the order in which they are listed: from what there is to what comes of it.
-for verb in (methods, demo, diagnose, plan, train, evaluate, predict, export, study, compare):
+for verb in (
+    methods,
+    demo,
+    diagnose,
+    plan,
+    train,
+    evaluate,
+    predict,
+    export,
+    compose,
+    study,
+    compare,
+):
     app.command()(verb)
 
 

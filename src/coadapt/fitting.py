@@ -21,6 +21,7 @@ from coadapt.checkpoints import STATE, check_checkpoint, last_checkpoint
 from coadapt.config import changed_keys, to_plain
 from coadapt.evaluation import TaskScores, evaluate_model
 from coadapt.loading import Loader
+from coadapt.merging.hub import check_beforehand, compose_every_task
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.planning import Plan
 from coadapt.recipe import Recipe
@@ -132,10 +133,11 @@ def fit(
         # Without anything to train it is the base model as it is, to compare with.
         if any(parameter.requires_grad for parameter in trainer.multi.parameters()):
             trainer.go_on(checkpoint)
+        composed = _composed(trainer, config, suite, loader)
         if state.is_main_process:
             trainer.refuse_bad_weights()
             save_adapter(trainer.multi, output / ADAPTER)
-            _finish(output, trainer, time.perf_counter() - start)
+            _finish(output, trainer, time.perf_counter() - start, composed)
         state.wait_for_everyone()
     return Run(output, config, suite, trainer.multi, loader)
 
@@ -152,6 +154,9 @@ def _build_trainer(
         seed=config.seed,
         loader=loader,
     )
+    if config.recipe.compose is not None:
+        rows = {task: len(suite.rows(task, "train")) for task in suite.names}
+        check_beforehand(model, config.recipe.compose, rows)
     return MultiTaskTrainer(
         model,
         args,
@@ -264,7 +269,33 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def _finish(output: Path, trainer: MultiTaskTrainer, seconds: float) -> None:
+def _composed(
+    trainer: MultiTaskTrainer, config: RunConfig, suite: TaskSuite, loader: Loader
+) -> dict[str, Any]:
+    """Compose the tasks' adapters if the recipe says so, and return what was found by task."""
+    if config.recipe.compose is None:
+        return {}
+    model = trainer.multi
+
+    def items_of(task: str) -> list[dict[str, Any]]:
+        encoded = loader.encoded(config.model, suite, task, "train")
+        labels = None if model.is_language_model else [suite.rows(task, "train").labels]
+        dataset = TaskDataset([encoded], labels)
+        return [dataset[row] for row in range(len(dataset))]
+
+    found = compose_every_task(
+        model,
+        items_of,
+        loader.collator(config.model),
+        hub=config.recipe.compose,
+        seed=config.seed,
+    )
+    return {composition.task: composition.to_plain() for composition in found}
+
+
+def _finish(
+    output: Path, trainer: MultiTaskTrainer, seconds: float, composed: dict[str, Any]
+) -> None:
     model: MultiTaskModel = trainer.multi
     result = read_json(output / RESULT)
     result["run"]["status"] = "finished"
@@ -283,6 +314,8 @@ def _finish(output: Path, trainer: MultiTaskTrainer, seconds: float) -> None:
         if (best := trainer.state.best_model_checkpoint)
         else None,
     }
+    if composed:
+        result["composition"] = composed
     write_json(output / RESULT, result)
     for folder in output.glob("tmp-*"):
         shutil.rmtree(folder, ignore_errors=True)

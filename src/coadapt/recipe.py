@@ -8,6 +8,7 @@ from coadapt.balancing import Balancing, CAGrad, GradNorm, PCGrad, Uncertainty, 
 from coadapt.config import LATER
 from coadapt.groups import Uniform
 from coadapt.inits import Default, Init, RLora, RLoraCode
+from coadapt.lora_hub import LoraHub
 from coadapt.planning import Sharing
 from coadapt.regularizers import AlignKL, AlignMMD, Need, Regularizer
 from coadapt.structures import (
@@ -32,6 +33,7 @@ class Recipe:
         groups: how parameters are divided for the optimizer.
         regularizers: terms that are added to the loss.
         balancing: how the tasks' losses become one step; their mean if None.
+        compose: after training each task is served by a composition of the tasks' adapters.
         sharing: the kind of plan made from a rank budget when none is given. ``clustered`` has no
             such default: which tasks belong together is what a plan says.
     """
@@ -41,10 +43,16 @@ class Recipe:
     groups: Uniform = Uniform()
     regularizers: tuple[Regularizer, ...] = field(default=(), metadata=LATER)
     balancing: Balancing | None = field(default=None, metadata=LATER)
+    compose: LoraHub | None = field(default=None, metadata=LATER)
     sharing: Sharing | None = None
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit each other."""
+        if self.compose is not None and self.structure.kind != "bank":
+            raise InputError(
+                f"compose: LoRAHub composes one LoRA a task, which structure "
+                f"'{self.structure.kind}' does not have; take 'bank'"
+            )
         kinds = [part.kind for part in self.regularizers]
         for part in self.regularizers:
             if kinds.count(part.kind) > 1:
@@ -179,6 +187,12 @@ RECIPES: dict[str, Row] = {
         recipe=Recipe(structure=Experts(scale=8.0, dropout=0.05, num_experts=8), sharing="shared"),
         paper="LoRAMoE: Alleviating World Knowledge Forgetting (arXiv 2312.09979)",
         summary="whole LoRAs, weighted by a router a token",
+    ),
+    "lora_hub": Row(
+        # Forty evaluations on five rows, |w| at 0.05, within 1.5: the authors' code.
+        recipe=Recipe(structure=Bank(scale=2.0), compose=LoraHub(), sharing="private"),
+        paper="LoraHub: Efficient Cross-Task Generalization (arXiv 2307.13269)",
+        summary="one LoRA a task, then each task by a weighted sum of the others'",
     ),
     "align_kl": Row(
         # lambda: section 4; alpha 32 and r = 8, dropout 0.1: the authors' train.py.

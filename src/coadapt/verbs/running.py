@@ -1,4 +1,4 @@
-"""Verbs about one run: train, evaluate, predict, export."""
+"""Verbs about one run: train, evaluate, predict, export, compose."""
 
 import json
 import sys
@@ -133,6 +133,51 @@ def export(
         out.print(line, markup=False, highlight=False)
 
 
+def compose(
+    run: Annotated[Path, typer.Argument(help="A finished run of recipe private.")],
+    task: Annotated[str, typer.Option(help="Of the run; with --suite, a new one of that suite.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The new run's folder.")],
+    suite: Annotated[
+        str | None, typer.Option(help="A suite that holds a task which the run was not trained on.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Of the search: compose=deltas, shots=20, pool=all."
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the search; the run's.")] = None,
+    data_root: DataRoot = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Serve a task by a weighted sum of the run's adapters, found on a few examples (LoRAHub)."""
+    with mendable():
+        from coadapt.config import apply_overrides, parse
+        from coadapt.lora_hub import LoraHub
+        from coadapt.merging import compose_run
+        from coadapt.runs import load_run
+        from coadapt.tasks import load_suite
+
+        hub = parse(LoraHub, apply_overrides({"kind": "lora_hub"}, overrides or ()), "--set")
+        wanted = load_suite(suite, data_root=data_root).task(task) if suite is not None else task
+        made = compose_run(load_run(run), wanted, output, hub=hub, seed=seed)
+    found = made.result["composition"]
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return
+    table = Table("adapter of", "weight", title=f"{task}: composed by {found['method']}")
+    for name, weight in found["weights"].items():
+        table.add_row(name, f"{weight:+.3f}")
+    out.print(table)
+    lost = f", cut to its rank with an error of {found['error']:.3f}" if found["error"] else ""
+    told = f"loss on {hub.shots} rows: {found['base_loss']:.3f} at zero weights"
+    out.print(f"{told}, {found['loss']:.3f} composed{lost}", markup=False, highlight=False)
+    if not any(found["weights"].values()):
+        out.print("no weights were better than none: the base model serves the task")
+    told = f"run written to {output}; score it with: coadapt evaluate {output}"
+    out.print(told, markup=False, soft_wrap=True)
+
+
 def _is_main_process() -> bool:
     from accelerate import PartialState
 
@@ -153,6 +198,21 @@ def _texts(run: "Run", task: str, texts: list[str] | None, file: Path | None) ->
     else:
         raise InputError(f"{file} does not exist")
     return list(read_inputs(raw, str(file), run.suite.task(task), jsonl=jsonl))
+
+
+def _blocks_of(run: "Run", task: str) -> list[str]:
+    """Tell the plan's blocks of a task; heads and experts are those of its one block."""
+    updates = run.result["train"]["updates"]
+    told = []
+    for name, block in (run.config.plan.blocks if run.config.plan else {}).items():
+        if task not in block.tasks:
+            continue
+        made = [key for key in updates if not key.startswith("heads/")]
+        if name in updates:
+            told.append(f"{name} ({block.rank}, {updates[name]})")
+        else:
+            told.append(f"{made[0]} to {made[-1]} ({block.rank} each, {updates[made[0]]})")
+    return told
 
 
 def _score_table(scores: "dict[str, TaskScores]", title: str) -> Table:
@@ -178,13 +238,8 @@ def _print_training(run: "Run") -> None:
     headed = any(key.startswith("heads/") for key in done["updates"])
     columns = ["task", "rows an epoch", *(["updates of its head"] if headed else [])]
     table = Table(*columns, "its blocks (rank, updates)")
-    all_blocks = run.config.plan.blocks if run.config.plan else {}
     for task, rows in done["rows_an_epoch"].items():
-        blocks = [
-            f"{name} ({block.rank}, {done['updates'][name]})"
-            for name, block in all_blocks.items()
-            if task in block.tasks
-        ]
+        blocks = _blocks_of(run, task)
         head = [str(done["updates"][f"heads/{task}"])] if headed else []
         table.add_row(task, str(rows), *head, ", ".join(blocks) or "-")
     out.print(table)
