@@ -20,6 +20,7 @@ CONFIG = "model:\n  name: tiny\nrecipe: some"
 NAMES = [task.name for task in TASKS]
 PLANS = {
     "lora": Plan.shared(NAMES, 3),
+    "m_lora": Plan.shared(NAMES, 4),
     "private": Plan.private(NAMES, 6),
     "clustered": Plan(
         blocks={

@@ -1,6 +1,7 @@
 """Exports of language models, read by stock libraries."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -208,6 +209,16 @@ def test_vllm_takes_a_llama(folder_of, tokenizer, tmp_path):
     assert max(verify_peft(model, tokenizer, report.folder, rows).values()) < 1e-4
     chat = make_model(folder_of("llama"), "lora", chat=True)
     assert "/v1/chat" in findings_of(chat, tmp_path / "chat")[1]["prompts"].action
+
+
+def test_m_lora_leaves_as_one_lora_that_vllm_takes(folder_of, tokenizer, tmp_path):
+    """Five heads of rank 4 are one update of rank 4, and their start, subtracted, another."""
+    model = make_model(folder_of("llama"), "m_lora")
+    report, _ = findings_of(model, tmp_path / "out")
+    assert not report.refused
+    assert {Path(name).name: rank for name, rank in report.ranks.items()} == {"shared": 8}
+    rows = encoded_rows(model, tokenizer)
+    assert max(verify_peft(model, tokenizer, report.folder, rows).values()) < 1e-4
 
 
 def test_vllm_refuses_some_language_models(folder_of, tmp_path):

@@ -74,7 +74,10 @@ def _refuse_other_forms(model: MultiTaskModel) -> None:
         return
     instead = "use --format merged"
     if structure.ships_as != "merged":
-        instead = "keep the run itself: coadapt.load_run(...).predict(...)"
+        instead = (
+            "keep the run itself, coadapt.load_run(...).predict(...), or train a recipe that "
+            "merges (coadapt methods), such as m_lora or lora"
+        )
     raise InputError(
         f"structure '{structure.kind}' ships as '{structure.ships_as}' and depends on "
         f"{structure.depends_on}: it has no exact LoRA, so neither PEFT nor vLLM can load it; "

@@ -45,6 +45,8 @@ def _bytes(tensor: Tensor) -> bytes:
 def _group_name(model: MultiTaskModel, tasks: list[str]) -> str:
     if len(tasks) == 1:
         return tasks[0]
+    if model.recipe.structure.multiplies and model.plan is not None:
+        return "+".join(model.plan.blocks)  # its heads have no names of the user's
     ids = {model.task_id(task) for task in tasks}
     attached = model.attached
     common = [

@@ -89,8 +89,9 @@ def _refuse_other_forms(model: MultiTaskModel) -> None:
     if not structure.mergeable and structure.ships_as not in ("merged", "none"):
         raise InputError(
             f"structure '{structure.kind}' ships as '{structure.ships_as}' and depends on "
-            f"{structure.depends_on}: no single model equals it; keep the run itself: "
-            "coadapt.load_run(...).predict(...)"
+            f"{structure.depends_on}: no single model equals it; keep the run itself, "
+            "coadapt.load_run(...).predict(...), or train a recipe that merges (coadapt methods), "
+            "such as m_lora or lora"
         )
     if getattr(model.backbone.config, "quantization_config", None):
         raise InputError(
