@@ -293,6 +293,30 @@ def test_one_task_is_warned_of(tiny_bert):
         regular(tiny_bert, Single(), AlignKL(), tasks=TASKS[:1])
 
 
+def test_rows_one_by_one_are_warned_of(tiny_bert, toy_suite_dict, tmp_path):
+    with pytest.warns(UserWarning, match="per_device_train_batch_size is 1"):
+        fit(
+            tiny_bert,
+            toy_suite_dict,
+            tmp_path / "run",
+            "align_kl",
+            {"per_device_train_batch_size": 1},
+        )
+
+
+def test_a_mixing_that_balanced_batches_would_ignore_is_refused(
+    tiny_bert, toy_suite_dict, tmp_path
+):
+    with pytest.raises(InputError, match="balanced batches draw every task alike"):
+        fit(
+            tiny_bert,
+            toy_suite_dict,
+            tmp_path / "run",
+            "align_kl",
+            mixing={"kind": "temperature", "temperature": 2.0},
+        )
+
+
 REFUSED = {
     "router": (Single(), (LoadBalance(),), "balances a router, and structure 'single' has none"),
     "no_adapter": (Frozen(), (AlignKL(),), "structure 'frozen' has none"),
@@ -307,7 +331,7 @@ def test_parts_that_do_not_fit_are_refused(structure, parts, told):
 
 
 def test_prompts_and_answers_of_an_encoder_are_refused(tiny_bert):
-    with pytest.raises(InputError, match="an encoder does not have; take 'all'"):
+    with pytest.raises(InputError, match=r"an encoder, or a model .* does not; take 'all'"):
         regular(tiny_bert, Single(), AlignKL(tokens="answer"))(**make_batch(MIXED))
 
 

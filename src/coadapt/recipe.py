@@ -195,7 +195,7 @@ RECIPES: dict[str, Row] = {
         summary="one LoRA a task, then each task by a weighted sum of the others'",
     ),
     "align_kl": Row(
-        # lambda: section 4; alpha 32 and r = 8, dropout 0.1: the authors' train.py.
+        # lambda: appendix K; alpha 32 and r = 8, dropout 0.1: the authors' train.py.
         recipe=Recipe(
             structure=Single(scale=4.0, dropout=0.1),
             regularizers=(AlignKL(weight=0.1),),
@@ -220,7 +220,7 @@ RECIPES: dict[str, Row] = {
             regularizers=(AlignKL(weight=0.1),),
             sharing="shared",
         ),
-        paper=_ALIGN,  # table 9
+        paper=_ALIGN,  # appendix I, table 9
         summary="R-LoRA with alignment by KL",
     ),
     "m_lora+align": Row(

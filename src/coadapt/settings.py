@@ -158,6 +158,11 @@ def resolve(data: dict[str, Any], suite: TaskSuite, *, where: str) -> RunConfig:
                 "none of; take 'balanced' or 'mixed'"
             )
         config = replace(config, batches=data.get("batches", "balanced"))
+    if config.batches == "balanced" and config.mixing.kind == "temperature":
+        raise InputError(
+            f"{where}: mixing: balanced batches draw every task alike; drop it, or take batches: "
+            "mixed"
+        )
     if config.recipe.balancing is not None and config.loss_mean != "tasks":
         raise InputError(
             f"{where}: loss_mean: a balancing weighs the tasks' mean losses; take 'tasks', not "

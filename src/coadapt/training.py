@@ -1,6 +1,7 @@
 """Training by the stock Trainer, overridden where several tasks ask for it and nowhere else."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,12 @@ class MultiTaskTrainer(AbstractResumingTrainer):
         self.updates = dict.fromkeys(names, 0)
         self.tokens_seen = 0  # of all ranks, without padding
         self._step_counts = torch.zeros(len(model.tasks))
+        if args.train_batch_size < 2 and any(p.several_tasks for p in model.recipe.regularizers):
+            warnings.warn(
+                "a regularizer compares the tasks of a micro-batch, and "
+                "per_device_train_batch_size is 1: it has no effect",
+                stacklevel=2,
+            )
         self._micro_batches = 1  # of the step, on this rank
         self._balanced = self._balance()
         # Since the last line of the log: losses and rows a task; then the whole loss and steps;

@@ -39,7 +39,7 @@ class AlignKL(AbstractAlignment):
     """
 
     kind: Literal["align_kl"] = "align_kl"
-    weight: float = 0.1  # section 4
+    weight: float = 0.1  # appendix K
     floor: float = 1e-3
 
     def __post_init__(self) -> None:

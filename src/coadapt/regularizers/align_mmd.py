@@ -47,7 +47,7 @@ class AlignMMD(AbstractAlignment):
     """
 
     kind: Literal["align_mmd"] = "align_mmd"
-    weight: float = 0.15  # section 4
+    weight: float = 0.15  # appendix K
     max_modules: int | None = 4
     max_tokens: int | None = 64
     bandwidths: Literal["median", "official"] = "median"

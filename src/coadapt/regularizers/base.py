@@ -41,8 +41,8 @@ class Captured:
     Attributes:
         task_ids: (B,) the rows' tasks; (1, S) those of a packed row's positions.
         valid: (B, S) true where a token is none of padding.
-        learned: (B, S) true where a token is part of an answer; None on an encoder, whose labels
-            are no tokens.
+        learned: (B, S) true where a token is part of an answer; None where labels do not say, as
+            those of an encoder.
         representations: by module (B, S, r), the down-projection A x before gate and dropout.
         routing: by module what its router said.
     """
@@ -75,8 +75,8 @@ class Captured:
             return self.valid
         if self.learned is None:
             raise InputError(
-                f"tokens: '{tokens}' tells prompts and answers apart, which an encoder does not "
-                "have; take 'all'"
+                f"tokens: '{tokens}' tells prompts and answers apart, which an encoder, or a model "
+                "that learns its prompts too, does not; take 'all'"
             )
         return self.valid & (self.learned if tokens == "answer" else ~self.learned)
 
