@@ -18,5 +18,5 @@ def peft_folder(base: Path, folder: Path, auto: Any = AutoModel, **config: Any) 
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return folder

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ STEP = {**TRAINING, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "sa
 # Whoever launches processes where there is no accelerator need not say so a second time.
 del STEP["use_cpu"]
 
-JOBS = {
+JOBS: dict[str, dict[str, Any]] = {
     "mean-over-tasks": {"recipe": "shared_private"},
     "mean-over-rows": {"recipe": "private", "loss_mean": "rows"},
     "one-task-a-step": {"recipe": "private", "batches": "single_task"},
@@ -49,7 +50,7 @@ JOBS = {
     "weighted-gradients": {"recipe": "lora+grad_norm"},
 }
 # A term on each micro-batch and process is another one with other micro-batches.
-UNLIKE = {"regularized": {"recipe": "align_kl"}}
+UNLIKE: dict[str, dict[str, Any]] = {"regularized": {"recipe": "align_kl"}}
 
 
 def job_of(name: str, folder: Path, suite: dict, output: Path, rows: int) -> dict:

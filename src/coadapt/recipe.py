@@ -10,13 +10,14 @@ from coadapt.groups import Uniform
 from coadapt.inits import Default, Init, RLora, RLoraCode
 from coadapt.lora_hub import LoraHub
 from coadapt.planning import Sharing
-from coadapt.regularizers import AlignKL, AlignMMD, Need, Regularizer
+from coadapt.regularizers import AlignKL, AlignMMD, LoadBalance, Need, Regularizer
 from coadapt.structures import (
     Bank,
     Experts,
     Frozen,
     Full,
     Heads,
+    Mixture,
     RoutedHeads,
     Single,
     Structure,
@@ -65,7 +66,7 @@ class Recipe:
             if part.needs is Need.ROUTING and self.structure.depends_on != "token":
                 raise InputError(
                     f"regularizer '{part.kind}' balances a router, and structure "
-                    f"'{self.structure.kind}' has none; take 'routed_heads' or 'experts'"
+                    f"'{self.structure.kind}' has none; take 'routed_heads', 'experts' or 'mixture'"
                 )
 
 
@@ -187,6 +188,17 @@ RECIPES: dict[str, Row] = {
         recipe=Recipe(structure=Experts(scale=8.0, dropout=0.05, num_experts=8), sharing="shared"),
         paper="LoRAMoE: Alleviating World Knowledge Forgetting (arXiv 2312.09979)",
         summary="whole LoRAs, weighted by a router a token",
+    ),
+    "mix_lora": Row(
+        # The authors' template: alpha 32, r = 16, dropout 0.05, two of eight experts, and the
+        # default of their configuration for the balance.
+        recipe=Recipe(
+            structure=Mixture(scale=2.0, dropout=0.05, num_experts=8, top_k=2),
+            regularizers=(LoadBalance(weight=0.001),),
+            sharing="shared",
+        ),
+        paper="MixLoRA: Mixture of Experts on LoRA (arXiv 2404.15159)",
+        summary="whole feed-forwards with LoRAs, a token through two of eight",
     ),
     "lora_hub": Row(
         # Forty evaluations on five rows, |w| at 0.05, within 1.5: the authors' code.

@@ -71,6 +71,7 @@ class MultiTaskTrainer(AbstractResumingTrainer):
             eval_dataset=dataset if score else None,
             data_collator=collate,
         )
+        warn_of_one_row(args, model)
         for stock in (ProgressCallback, PrinterCallback):
             self.remove_callback(stock)
         if not args.disable_tqdm:
@@ -97,12 +98,6 @@ class MultiTaskTrainer(AbstractResumingTrainer):
         self.updates = dict.fromkeys(names, 0)
         self.tokens_seen = 0  # of all ranks, without padding
         self._step_counts = torch.zeros(len(model.tasks))
-        if args.train_batch_size < 2 and any(p.several_tasks for p in model.recipe.regularizers):
-            warnings.warn(
-                "a regularizer compares the tasks of a micro-batch, and "
-                "per_device_train_batch_size is 1: it has no effect",
-                stacklevel=2,
-            )
         self._micro_batches = 1  # of the step, on this rank
         self._balanced = self._balance()
         # Since the last line of the log: losses and rows a task; then the whole loss and steps;
@@ -295,4 +290,14 @@ def refuse_unbalanced(args: TrainingArguments, needs_jacobian: bool) -> None:
         raise InputError(
             "the tasks' gradients cannot be told apart under re-entrant activation checkpointing; "
             "set training.activation_checkpointing_kwargs to {use_reentrant: false}"
+        )
+
+
+def warn_of_one_row(args: TrainingArguments, model: MultiTaskModel) -> None:
+    """Warn where a regularizer that compares tasks never sees two of them."""
+    if args.train_batch_size < 2 and any(p.several_tasks for p in model.recipe.regularizers):
+        warnings.warn(
+            "a regularizer compares the tasks of a micro-batch, and per_device_train_batch_size "
+            "is 1: it has no effect",
+            stacklevel=2,
         )

@@ -1,6 +1,7 @@
 """What a bank of adapters adds: independence of its tasks, and a route that cannot go stale."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_rows_do_not_depend_on_other_tasks_blocks(tiny_bert, plan, grad):
 
 def test_evaluation_computes_only_the_blocks_at_hand(tiny_bert):
     model = make_model(tiny_bert, Bank(), PLANS["private"])
-    gate = next(iter(model.attached.layers.values())).gate
+    gate: Any = next(iter(model.attached.layers.values())).gate
     model(**make_batch((1, 1)))
     assert gate.blocks(model.route) == (0, 1, 2)
     with torch.no_grad():

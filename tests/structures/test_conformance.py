@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from transformers import AutoModel
 from transformers.pytorch_utils import Conv1D
 
-from coadapt.adapters import PartitionedLinear, Route, eject
+from coadapt.adapters import AbstractAdapted, Route, eject
 from coadapt.backbone import pool
 from coadapt.fitting import train
 from coadapt.inits import AbstractInit
@@ -82,7 +82,7 @@ class Scattered(AbstractInit):
 
     offset: ClassVar[bool] = False
 
-    def fill(self, layer: PartitionedLinear, block: int, generator: Generator) -> None:
+    def fill(self, layer: AbstractAdapted, block: int, generator: Generator) -> None:
         scatter(layer, block, generator)
 
 
@@ -91,12 +91,12 @@ class ScatteredOffset(AbstractInit):
 
     offset: ClassVar[bool] = True
 
-    def fill(self, layer: PartitionedLinear, block: int, generator: Generator) -> None:
+    def fill(self, layer: AbstractAdapted, block: int, generator: Generator) -> None:
         scatter(layer, block, generator)
 
 
 @torch.no_grad()
-def scatter(layer: PartitionedLinear, block: int, generator: Generator) -> None:
+def scatter(layer: AbstractAdapted, block: int, generator: Generator) -> None:
     for factor in layer.pair(block):
         factor.copy_(torch.randn(factor.shape, generator=generator) * 0.5)
 
@@ -142,7 +142,7 @@ class Case:
     """One adapted map with everything the oracle needs to know about it."""
 
     part: Part
-    layer: PartitionedLinear
+    layer: AbstractAdapted
     route: Route
     start: list[tuple[Tensor, Tensor]]
 
@@ -214,12 +214,12 @@ def skip_refused(part: Part) -> None:
         pytest.skip("no offset under a top-k router, see test_routed.py")
 
 
-def pairs(layer: PartitionedLinear) -> list[tuple[Tensor, Tensor]]:
+def pairs(layer: AbstractAdapted) -> list[tuple[Tensor, Tensor]]:
     """A and B of every block; heads have the same A."""
     return [(layer.A[0 if layer.shared_A else k], b) for k, b in enumerate(layer.B)]
 
 
-def trained(layer: PartitionedLinear) -> list[nn.Parameter]:
+def trained(layer: AbstractAdapted) -> list[nn.Parameter]:
     """A, B and the router, in this order."""
     router = layer.gate.router
     return [*layer.A, *layer.B, *([] if router is None else [router])]

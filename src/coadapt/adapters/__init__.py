@@ -1,20 +1,36 @@
 """The partitioned-rank layer and what surrounds it."""
 
 from coadapt.adapters.gate import AbstractGate, ConstantGate, DependsOn, Route, RouterGate, TaskGate
-from coadapt.adapters.inject import eject, inject, target_names
-from coadapt.adapters.layer import Dropout, LinearLike, PartitionedLinear, linear_shape
+from coadapt.adapters.inject import eject, feed_forward_groups, inject, target_names
+from coadapt.adapters.layer import (
+    AbstractAdapted,
+    Dropout,
+    Gated,
+    LinearLike,
+    PartitionedLinear,
+    linear_shape,
+)
+from coadapt.adapters.slots import AbstractSlotted, SlotFollower, SlotLinear, SlotRouter, SlotSum
 
 __all__ = [
+    "AbstractAdapted",
     "AbstractGate",
+    "AbstractSlotted",
     "ConstantGate",
     "DependsOn",
     "Dropout",
+    "Gated",
     "LinearLike",
     "PartitionedLinear",
     "Route",
     "RouterGate",
+    "SlotFollower",
+    "SlotLinear",
+    "SlotRouter",
+    "SlotSum",
     "TaskGate",
     "eject",
+    "feed_forward_groups",
     "inject",
     "linear_shape",
     "target_names",

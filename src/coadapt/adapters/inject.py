@@ -1,14 +1,17 @@
 """Where adapters go: names of a backbone's linear maps, and putting layers in their place."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
 
 from coadapt._errors import InputError, nearest
-from coadapt.adapters.layer import PartitionedLinear, linear_shape
+from coadapt.adapters.layer import AbstractAdapted, Gated, linear_shape
+
+Layer = TypeVar("Layer", bound=AbstractAdapted[Gated])
 
 # An output head or a pooler is not part of the backbone proper: PEFT's "all-linear" leaves the
 # head out too, and the pooler of a mean-pooled encoder is not even run.
@@ -54,6 +57,11 @@ def target_names(backbone: nn.Module, targets: str | Sequence[str]) -> tuple[str
         found = [name for name in linear if name != head and not _NOT_BACKBONE.search(name)]
     elif targets == "mlp":
         found = _feed_forward(backbone, linear)
+        if not found:
+            raise InputError(
+                f"no feed-forward maps are known for model type '{_family(backbone)}'; set "
+                "target_modules to names, a regular expression or 'all-linear'"
+            )
     elif isinstance(targets, str) and targets != "attention":
         found = _matching(linear, targets)
     else:
@@ -88,13 +96,74 @@ def _feed_forward(backbone: nn.Module, linear: list[str]) -> list[str]:
         beside = any(_BESIDE_MLP.search(type(modules[parent]).__name__) for parent in around)
         return any(map(str.isdecimal, parts)) and not beside and not _NOT_MLP.fullmatch(parts[-1])
 
-    found = [name for name in linear if is_in_mlp(name)]
-    if not found:
+    return [name for name in linear if is_in_mlp(name)]
+
+
+def feed_forward_groups(
+    backbone: nn.Module, names: Sequence[str]
+) -> list[tuple[tuple[str, ...], str]]:
+    """Return the feed-forward parts that are to be adapted: the maps that read each, and its last.
+
+    The last map (down, fc2) turns what the others made of the part's input into its output. Maps
+    outside of any such part are left out.
+
+    Args:
+        backbone: a transformers model.
+        names: the modules to adapt.
+
+    Raises:
+        InputError: if only some of the maps of a part are among ``names``, or it has another form.
+    """
+    groups, chosen = [], set(names)
+    linear = [name for name, module in backbone.named_modules() if linear_shape(module)]
+    for maps in _parts(_feed_forward(backbone, linear)):
+        missing = [name for name in maps if name not in chosen]
+        if len(maps) == 1 or len(missing) == len(maps):
+            continue
+        if missing:
+            raise InputError(
+                f"target_modules leaves out {', '.join(missing)} of the feed-forward part of "
+                f"{', '.join(name for name in maps if name in chosen)}; take all of its maps "
+                "('mlp' or 'all-linear') or none"
+            )
+        last = _last_of(backbone, maps)
+        groups.append((tuple(name for name in maps if name != last), last))
+    return groups
+
+
+def _parts(maps: list[str]) -> list[list[str]]:
+    """Divide by layer, and in a layer by the module around if that holds several maps."""
+    around = [name.rpartition(".")[0] for name in maps]
+    parts: dict[str, list[str]] = {}
+    for name, parent in zip(maps, around, strict=True):
+        layer = re.match(r".*\.\d+(?=\.)", name)
+        key = parent if around.count(parent) > 1 or layer is None else f"{layer[0]}:"
+        parts.setdefault(key, []).append(name)
+    return list(parts.values())
+
+
+def _last_of(backbone: nn.Module, maps: list[str]) -> str:
+    """Return the map whose output is as wide as the others' input, and that reads what they make.
+
+    It reads as much as each of them gives, or half of it where two are fused. Of several that fit
+    it is the one that comes last.
+    """
+    shapes = {name: linear_shape(backbone.get_submodule(name)) or (0, 0) for name in maps}
+
+    def fits(last: str) -> bool:
+        inner, outer = shapes[last]
+        others = [shapes[name] for name in maps if name != last]
+        return all(read == outer and made in (inner, 2 * inner) for read, made in others)
+
+    fitting = [name for name in maps if fits(name)]
+    if not fitting:
+        found = ", ".join(f"{name} ({i} to {o})" for name, (i, o) in shapes.items())
         raise InputError(
-            f"no feed-forward maps are known for model type '{_family(backbone)}'; set "
-            "target_modules to names, a regular expression or 'all-linear'"
+            f"the feed-forward part of model type '{_family(backbone)}' has another form than maps "
+            f"that read its input and one that reads what they make: {found}; a mixture of "
+            "feed-forwards cannot be made of it, take recipe 'lora_moe'"
         )
-    return found
+    return fitting[-1]
 
 
 def _family(backbone: nn.Module) -> str:
@@ -134,10 +203,10 @@ def _hint(linear: list[str], wanted: str | Sequence[str]) -> str:
 
 
 def inject(
-    backbone: nn.Module, names: Sequence[str], make: Callable[[str, nn.Module], PartitionedLinear]
-) -> dict[str, PartitionedLinear]:
+    backbone: nn.Module, names: Sequence[str], make: Callable[[str, nn.Module], Layer]
+) -> dict[str, Layer]:
     """Replace each named module by ``make(name, module)`` and return the new layers by name."""
-    layers: dict[str, PartitionedLinear] = {}
+    layers: dict[str, Layer] = {}
     for name in names:
         parent, _, child = name.rpartition(".")
         layer = make(name, backbone.get_submodule(name))
@@ -146,7 +215,7 @@ def inject(
     return layers
 
 
-def eject(backbone: nn.Module, layers: dict[str, PartitionedLinear]) -> None:
+def eject(backbone: nn.Module, layers: Mapping[str, AbstractAdapted[Gated]]) -> None:
     """Put the base modules back: the exact inverse of :func:`inject`, no weight was edited."""
     for name, layer in layers.items():
         parent, _, child = name.rpartition(".")

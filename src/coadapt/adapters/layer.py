@@ -1,8 +1,9 @@
 """One layer behind every LoRA-family structure: a LoRA whose rank axis is cut into gated blocks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -61,24 +62,40 @@ class Dropout:
         return z * masks.mean(dim=0)
 
 
-class PartitionedLinear(nn.Module):
-    r"""A frozen linear map plus a low-rank update whose rank axis is cut into gated blocks.
+def add_update(y: Tensor, h: Tensor, B: Tensor, scale: float) -> Tensor:
+    """Return y + s B h in the dtype of y, for h (..., R) and B (out, R)."""
+    # One fused product and sum: the update never exists as a tensor of its own.
+    flat = torch.addmm(
+        y.reshape(-1, y.shape[-1]),
+        h.reshape(-1, h.shape[-1]).to(y.dtype),
+        B.to(y.dtype).t(),
+        alpha=scale,
+    )
+    return flat.view(y.shape)
 
-    .. math:: z = A x, \quad h = g \odot z, \quad y = W x + b + s B h
 
-    with A: (R, in), B: (out, R), R = r_1 + ... + r_K and one gate value a block, repeated over the
-    block's ranks (LoRA, arXiv 2106.09685, equation 3, is K = 1 and g = 1). With one A for all
-    blocks (heads), A: (r, in) and z is repeated K times. However many blocks there are, a batch of
-    rows of any tasks costs the two matrix products of one LoRA; a router's logits, and the frozen
-    start of a block that does not start at zero, are more rows of the first of them.
+class Gated(Protocol):
+    """What is to be known of any layer's gate."""
 
-    Each block's factors are parameters of their own, so that an optimizer can skip those of a task
-    that a step did not see. They stay in float32 and are cast to the dtype of ``x``.
+    @property
+    def router(self) -> nn.Parameter | None:
+        """The (K, in) map that makes logits of the layer's input, if the gate has one."""
+
+    @property
+    def top_k(self) -> int | None:
+        """How many blocks a token uses; None for all."""
+
+
+GateT = TypeVar("GateT", bound=Gated, covariant=True)
+
+
+class AbstractAdapted(ABC, nn.Module, Generic[GateT]):
+    """A frozen linear map with low-rank blocks: what inits, saving and regularizers know of it.
 
     Args:
         base: the map to adapt; it is frozen and never edited.
         ranks: (K,) ranks of the blocks, each at least 1.
-        gate: one value a block.
+        gate: which blocks a row or token uses.
         route: the rows' tasks, shared by all layers of a model.
         scale: s = lora_alpha / r, the same for every block whatever its rank.
         dropout: what is dropped while training.
@@ -94,7 +111,7 @@ class PartitionedLinear(nn.Module):
         base: nn.Module,
         ranks: Sequence[int],
         *,
-        gate: AbstractGate,
+        gate: GateT,
         route: Route,
         scale: float,
         dropout: Dropout = Dropout(),
@@ -126,6 +143,55 @@ class PartitionedLinear(nn.Module):
         """The base map's own; T5 looks at its dtype before it runs the map."""
         return self.base.get_parameter("weight")
 
+    def blocks(self) -> list[tuple[Tensor, Tensor]]:
+        """Return (A, B) of every block; heads have the same A."""
+        return [(self.A[0 if self.shared_A else k], B) for k, B in enumerate(self.B)]
+
+    def pair(self, block: int) -> tuple[Tensor, Tensor]:
+        """Return the (A, B) of a block for an init to fill.
+
+        Heads share the A of the first: those after it get one that is thrown away.
+        """
+        spare = self.shared_A and block > 0
+        return torch.empty_like(self.A[0]) if spare else self.A[block], self.B[block]
+
+    @abstractmethod
+    def freeze_offset(self) -> None:
+        """Subtract from now on what the current factors add, so that the layer starts as ``base``.
+
+        Raises:
+            ValueError: if no value of the gate at start is known.
+        """
+
+    @abstractmethod
+    def fold(self, task: int) -> tuple[Tensor, Tensor]:
+        """Return float32 (A, B) with ``B A`` the whole update for rows of ``task``.
+
+        Raises:
+            ValueError: if the gate depends on the token, so that no such factors exist.
+        """
+
+    def extra_repr(self) -> str:
+        """Return shape, ranks and scale."""
+        ranks = ", ".join(str(b.shape[1]) for b in self.B)
+        return f"in={self.in_features}, out={self.out_features}, ranks=({ranks}), s={self.scale}"
+
+
+class PartitionedLinear(AbstractAdapted[AbstractGate]):
+    r"""A frozen linear map plus a low-rank update whose rank axis is cut into gated blocks.
+
+    .. math:: z = A x, \quad h = g \odot z, \quad y = W x + b + s B h
+
+    with A: (R, in), B: (out, R), R = r_1 + ... + r_K and one gate value a block, repeated over the
+    block's ranks (LoRA, arXiv 2106.09685, equation 3, is K = 1 and g = 1). With one A for all
+    blocks (heads), A: (r, in) and z is repeated K times. However many blocks there are, a batch of
+    rows of any tasks costs the two matrix products of one LoRA; a router's logits, and the frozen
+    start of a block that does not start at zero, are more rows of the first of them.
+
+    Each block's factors are parameters of their own, so that an optimizer can skip those of a task
+    that a step did not see. They stay in float32 and are cast to the dtype of ``x``.
+    """
+
     def forward(self, x: Tensor) -> Tensor:
         """Return y (B, ..., out) for x (B, ..., in)."""
         y = self.base(x)
@@ -134,15 +200,7 @@ class PartitionedLinear(nn.Module):
             return y
         z, z0, logits = self._down(x, blocks)
         h = self._gated(z, z0, logits)
-        B = self._ups(blocks).to(y.dtype)
-        # One fused product and sum: the update never exists as a tensor of its own.
-        update = torch.addmm(
-            y.reshape(-1, self.out_features),
-            h.reshape(-1, h.shape[-1]).to(y.dtype),
-            B.t(),
-            alpha=self.scale,
-        )
-        return update.view(y.shape)
+        return add_update(y, h, self._ups(blocks), self.scale)
 
     def _down(
         self, x: Tensor, blocks: Sequence[int]
@@ -193,18 +251,6 @@ class PartitionedLinear(nn.Module):
             return ()
         return (0,) if self.shared_A else blocks
 
-    def blocks(self) -> list[tuple[Tensor, Tensor]]:
-        """Return (A, B) of every block; heads have the same A."""
-        return [(self.A[0 if self.shared_A else k], B) for k, B in enumerate(self.B)]
-
-    def pair(self, block: int) -> tuple[Tensor, Tensor]:
-        """Return the (A, B) of a block for an init to fill.
-
-        Heads share the A of the first: those after it get one that is thrown away.
-        """
-        spare = self.shared_A and block > 0
-        return torch.empty_like(self.A[0]) if spare else self.A[block], self.B[block]
-
     @torch.no_grad()
     def freeze_offset(self) -> None:
         """Subtract from now on what the current factors add, so that the layer starts as ``base``.
@@ -246,8 +292,3 @@ class PartitionedLinear(nn.Module):
             A.append(self.A0[block].float())
             B.append(-self.scale * value * self.B0[block].float())
         return torch.cat(A), torch.cat(B, dim=1)
-
-    def extra_repr(self) -> str:
-        """Return shape, ranks and scale."""
-        ranks = ", ".join(str(b.shape[1]) for b in self.B)
-        return f"in={self.in_features}, out={self.out_features}, ranks=({ranks}), s={self.scale}"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from coadapt._errors import InputError
 from coadapt._seeds import named_seed
+from coadapt.adapters import AbstractSlotted
 from coadapt.config import parse, to_plain
 from coadapt.diagnosis.capacities import capacity_tables, input_moments, reference_noise
 from coadapt.diagnosis.collect import Encoded
@@ -290,6 +291,9 @@ def _capacity(
     model = run.model
     if not model.attached.layers:
         notes.append(f"recipe '{run.config.recipe_name}' adapts no layer: no capacities")
+        return {}
+    if any(isinstance(layer, AbstractSlotted) for layer in model.attached.layers.values()):
+        notes.append("experts of whole feed-forwards have inputs of their own: no capacities")
         return {}
     collate = Collator(run.tokenizer)
     encoded = {

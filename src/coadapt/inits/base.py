@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Generator
 
-from coadapt.adapters import PartitionedLinear
+from coadapt.adapters import AbstractAdapted
 
 
 class AbstractInit(ABC):
@@ -13,11 +13,11 @@ class AbstractInit(ABC):
 
     Attributes:
         offset: whether the block starts away from zero, so that its initial factors are frozen and
-            subtracted (:meth:`PartitionedLinear.freeze_offset`).
+            subtracted (:meth:`AbstractAdapted.freeze_offset`).
     """
 
     offset: ClassVar[bool]
 
     @abstractmethod
-    def fill(self, layer: PartitionedLinear, block: int, generator: Generator) -> None:
+    def fill(self, layer: AbstractAdapted, block: int, generator: Generator) -> None:
         """Set both of ``layer.pair(block)`` in place, from ``generator`` only."""

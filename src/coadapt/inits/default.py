@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Generator
 
-from coadapt.adapters import PartitionedLinear
+from coadapt.adapters import AbstractAdapted
 from coadapt.inits.base import AbstractInit
 
 
@@ -22,7 +22,7 @@ class Default(AbstractInit):
     offset: ClassVar[bool] = False
 
     @torch.no_grad()
-    def fill(self, layer: PartitionedLinear, block: int, generator: Generator) -> None:
+    def fill(self, layer: AbstractAdapted, block: int, generator: Generator) -> None:
         """Draw A on the CPU, wherever the layer lies, so that a seed means the same everywhere."""
         bound = layer.in_features**-0.5
         A, B = layer.pair(block)

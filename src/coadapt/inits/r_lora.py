@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from coadapt._errors import InputError
-from coadapt.adapters import PartitionedLinear
+from coadapt.adapters import AbstractAdapted
 from coadapt.inits.base import AbstractInit
 
 
@@ -37,7 +37,7 @@ class RLora(AbstractInit):
         _check(self.gamma)
 
     @torch.no_grad()
-    def fill(self, layer: PartitionedLinear, block: int, generator: Generator) -> None:
+    def fill(self, layer: AbstractAdapted, block: int, generator: Generator) -> None:
         """Draw A, then B, on the CPU."""
         c = layer.out_features**0.25 / math.sqrt(self.gamma)
         A, B = layer.pair(block)
@@ -69,7 +69,7 @@ class RLoraCode(AbstractInit):
         _check(self.gamma)
 
     @torch.no_grad()
-    def fill(self, layer: PartitionedLinear, block: int, generator: Generator) -> None:
+    def fill(self, layer: AbstractAdapted, block: int, generator: Generator) -> None:
         """Draw A, then B, on the CPU."""
         A, B = layer.pair(block)
         c = len(A) ** 0.25 / math.sqrt(self.gamma)

@@ -6,9 +6,10 @@ from coadapt.structures.experts import Experts
 from coadapt.structures.frozen import Frozen
 from coadapt.structures.full import Full
 from coadapt.structures.heads import Heads, RoutedHeads
+from coadapt.structures.mixture import Mixture
 from coadapt.structures.single import Single
 
-Structure = Single | Bank | Heads | RoutedHeads | Experts | Frozen | Full
+Structure = Single | Bank | Heads | RoutedHeads | Experts | Mixture | Frozen | Full
 
 __all__ = [
     "AbstractStructure",
@@ -18,6 +19,7 @@ __all__ = [
     "Frozen",
     "Full",
     "Heads",
+    "Mixture",
     "RoutedHeads",
     "ShipsAs",
     "Single",

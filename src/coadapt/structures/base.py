@@ -1,14 +1,14 @@
 """What a structure is, and what it leaves in the model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import Generator, Tensor, nn
 
 from coadapt._seeds import named_generator
-from coadapt.adapters import DependsOn, PartitionedLinear, Route
+from coadapt.adapters import AbstractAdapted, DependsOn, Gated, Route
 from coadapt.inits import AbstractInit
 from coadapt.planning import Plan
 
@@ -50,14 +50,20 @@ class Attached:
         layers: the adapted layers by module name; empty where the structure is no weight update.
         blocks: the names of the blocks in the order in which they lie on the rank axis.
         owners: for each block the ids of the tasks that use it.
+        held: the blocks that a module has, by its name, where that is not all of them.
     """
 
-    layers: dict[str, PartitionedLinear] = field(default_factory=dict)
+    layers: Mapping[str, AbstractAdapted[Gated]] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
     owners: tuple[tuple[int, ...], ...] = ()
+    held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def blocks_in(self, module: str) -> tuple[str, ...]:
+        """Return the names of the blocks of a module's layer, in their order."""
+        return self.held.get(module, self.blocks)
 
     def fold(self, task: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return ``{module: (A, B)}``, see :meth:`PartitionedLinear.fold`."""
+        """Return ``{module: (A, B)}``, see :meth:`AbstractAdapted.fold`."""
         return {name: layer.fold(task) for name, layer in self.layers.items()}
 
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -70,7 +76,7 @@ class Attached:
         for name, layer in self.layers.items():
             for key in ("A", "B", "A0", "B0"):
                 factors = getattr(layer, key)
-                blocks = ("shared",) if layer.shared_A and key != "B" else self.blocks
+                blocks = ("shared",) if layer.shared_A and key != "B" else self.blocks_in(name)
                 for block, factor in zip(blocks, factors, strict=bool(len(factors))):
                     found[f"{block}/{name}/{key}"] = factor
             if layer.gate.router is not None:
