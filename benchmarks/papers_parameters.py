@@ -29,17 +29,14 @@ from coadapt.study.budget import Counter
 TASKS = ("one", "two")
 
 
-def _architecture(
-    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int
-) -> dict[str, Any]:
-    return {
-        "hidden_size": hidden,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": vocabulary,
-    }
+_KEYS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "vocab_size"),
+)
+
+
+def _architecture(*sizes: int) -> dict[str, Any]:
+    return dict(zip(_KEYS, sizes, strict=True))
 
 
 # The config.json of the model's page on the Hugging Face hub.
@@ -287,7 +284,8 @@ def main() -> None:
         rows = [papers.judge(claim, model) for claim in CLAIMS for model in claim.models]
         flops = papers.flops()
         models = {
-            name: {"weights": papers.counter(name, "mlp").num_weights, **_sizes(config)}
+            name: {"weights": papers.counter(name, "mlp").num_weights}
+            | {key: getattr(config, key) for key in (*_KEYS, "tie_word_embeddings")}
             for name, config in ARCHITECTURES.items()
         }
     print(table_of(rows))
@@ -295,11 +293,6 @@ def main() -> None:
         print(name, {k: round(v, 4) for k, v in row.items() if k.endswith("_by_lora")})
     found = {"machine": machine(), "models": models, "claims": rows, "flops": flops}
     print(f"written to {write(options.output, found)}")
-
-
-def _sizes(config: Any) -> dict[str, Any]:
-    keys = (*_architecture(1, 1, 1, 1, 1, 1), "tie_word_embeddings")
-    return {key: getattr(config, key) for key in keys}
 
 
 if __name__ == "__main__":
