@@ -154,6 +154,21 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tiny_bert, toy_suite_dict, tm
     assert any(not torch.equal(whole[name], plain[name]) for name in whole)
 
 
+@pytest.mark.parametrize("recipe", ["lora+grad_norm", "align_kl"])
+def test_re_entrant_checkpointing_is_refused_before_anything_is_written(
+    tiny_bert, toy_suite_dict, tmp_path, recipe
+):
+    training = {
+        "activation_checkpointing": True,
+        "activation_checkpointing_kwargs": {"use_reentrant": True},
+        "use_cpu": True,
+    }
+    model = {"name": str(tiny_bert), "dtype": "float32", "max_length": 32}
+    with pytest.raises(InputError, match="use_reentrant: false"):
+        train(model, toy_suite_dict, recipe, output=tmp_path / "run", training=training)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
 def test_what_a_balancing_cannot_take_part_in_is_refused(tiny_bert, toy_suite_dict, tmp_path):
     model = {"name": str(tiny_bert), "dtype": "float32", "max_length": 32}
     grad_norm = Recipe(structure=Single(), balancing=GradNorm(), sharing="shared")
@@ -163,12 +178,4 @@ def test_what_a_balancing_cannot_take_part_in_is_refused(tiny_bert, toy_suite_di
 
     with pytest.raises(InputError, match=r"loss_mean.*take 'tasks', not 'rows'"):
         start(loss_mean="rows")
-    with pytest.raises(InputError, match="use_reentrant: false"):
-        start(
-            training={
-                "activation_checkpointing": True,
-                "activation_checkpointing_kwargs": {"use_reentrant": True},
-                "use_cpu": True,
-            }
-        )
     assert not (tmp_path / "run" / "config.yaml").exists()

@@ -289,7 +289,7 @@ def test_a_strong_term_draws_the_tasks_together(tiny_bert, toy_suite_dict, tmp_p
 
 
 def test_one_task_is_warned_of(tiny_bert):
-    with pytest.warns(UserWarning, match="compares tasks, and there is one"):
+    with pytest.warns(UserWarning, match="an alignment compares tasks, and there is one"):
         regular(tiny_bert, Single(), AlignKL(), tasks=TASKS[:1])
 
 
@@ -335,7 +335,14 @@ def test_prompts_and_answers_of_an_encoder_are_refused(tiny_bert):
         regular(tiny_bert, Single(), AlignKL(tokens="answer"))(**make_batch(MIXED))
 
 
-def test_types_that_do_not_fit_the_tasks_are_refused(tiny_bert):
-    part = LocalizedBalance(task_types=(0, 1), expert_types=(0, 0, 1, 1))
-    with pytest.raises(InputError, match=r"task_types"):
-        regular(tiny_bert, Experts(num_experts=4), part)(**make_batch(MIXED))
+@pytest.mark.parametrize(
+    ("types", "told"),
+    [
+        ({"task_types": (0, 1)}, "task_types has 2 numbers, and there are 3 tasks"),
+        ({"expert_types": (0, 1)}, "expert_types has 2 numbers, and there are 4 experts"),
+    ],
+    ids=["tasks", "experts"],
+)
+def test_types_that_do_not_fit_the_model_are_refused_before_a_batch(tiny_bert, types, told):
+    with pytest.raises(InputError, match=told):
+        regular(tiny_bert, Experts(num_experts=4), replace(LOCAL, **types))

@@ -1,6 +1,5 @@
 """What a recipe's regularizers see of a forward, and what they add to its loss."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,11 +57,7 @@ class Penalties:
                     + ("of the encoder " if apart else "")
                     + ("has a router" if regularizer.needs is Need.ROUTING else "is there")
                 )
-            if regularizer.several_tasks and num_tasks < 2:
-                warnings.warn(
-                    f"regularizer '{kind}' compares tasks, and there is one: it has no effect",
-                    stacklevel=2,
-                )
+            regularizer.check(num_tasks, len(attached.layers[known[0]].B))
             term = _Term(regularizer, kind, regularizer.select(known))
             self._terms.append(term)
             self.watched.setdefault(regularizer.needs, set()).update(term.modules)

@@ -72,6 +72,7 @@ class MultiTaskTrainer(AbstractResumingTrainer):
             data_collator=collate,
         )
         warn_of_one_row(args, model)
+        refuse_re_entrant(args, model)
         for stock in (ProgressCallback, PrinterCallback):
             self.remove_callback(stock)
         if not args.disable_tqdm:
@@ -111,7 +112,10 @@ class MultiTaskTrainer(AbstractResumingTrainer):
         balancing = self.multi.recipe.balancing
         if balancing is None:
             return None
-        refuse_unbalanced(self.args, balancing.needs_jacobian)
+        if self.args.fp16:
+            raise InputError(
+                "training.fp16 scales gradients, which a balancing would not see; use bf16"
+            )
         named = self.multi.named_parameters()
         shared = [p for n, p in named if p.requires_grad and not n.startswith("heads.")]
         return BalancedStep(balancing, shared, len(self.multi.tasks), seed=self.args.seed)
@@ -275,21 +279,20 @@ class MultiTaskTrainer(AbstractResumingTrainer):
             self._logged = torch.tensor(plain["logged"], device=self.args.device)
 
 
-def refuse_unbalanced(args: TrainingArguments, needs_jacobian: bool) -> None:
-    """Refuse a training that a balancing cannot take part in.
+def refuse_re_entrant(args: TrainingArguments, model: MultiTaskModel) -> None:
+    """Refuse activation checkpointing that hides the graph from what looks into it.
 
     Raises:
         InputError: naming the setting.
     """
-    if args.fp16:
+    recipe, options = model.recipe, args.activation_checkpointing_kwargs
+    re_entrant = isinstance(options, dict) and options.get("use_reentrant", False)
+    looks = recipe.regularizers or (recipe.balancing and recipe.balancing.needs_jacobian)
+    if args.activation_checkpointing and re_entrant and looks:
         raise InputError(
-            "training.fp16 scales gradients, which a balancing would not see; use bf16"
-        )
-    options: Any = args.activation_checkpointing_kwargs or {}
-    if needs_jacobian and args.activation_checkpointing and options.get("use_reentrant", False):
-        raise InputError(
-            "the tasks' gradients cannot be told apart under re-entrant activation checkpointing; "
-            "set training.activation_checkpointing_kwargs to {use_reentrant: false}"
+            "re-entrant activation checkpointing hides the graph that a regularizer's gradients, "
+            "and those of each task, pass through; set training.activation_checkpointing_kwargs "
+            "to {use_reentrant: false}"
         )
 
 

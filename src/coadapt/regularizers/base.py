@@ -110,6 +110,15 @@ class AbstractRegularizer(ABC):
             raise InputError(f"a regularizer's weight must be at least 0, not {self.weight}")
 
     @abstractmethod
+    def check(self, num_tasks: int, num_blocks: int) -> None:
+        """Refuse, or warn of, a model that the term cannot do anything for.
+
+        Args:
+            num_tasks: of the suite.
+            num_blocks: heads or experts of each layer that is looked at.
+        """
+
+    @abstractmethod
     def select(self, modules: Sequence[str]) -> tuple[str, ...]:
         """Return those of the adapted modules, in the backbone's order, that it looks at."""
 

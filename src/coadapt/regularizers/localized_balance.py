@@ -55,6 +55,16 @@ class LocalizedBalance(AbstractRegularizer):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty; it needs a number for each {of}, as in [0, 1]")
 
+    def check(self, num_tasks: int, num_blocks: int) -> None:
+        for name, number, of in (
+            ("task_types", num_tasks, "tasks"),
+            ("expert_types", num_blocks, "experts"),
+        ):
+            if len(getattr(self, name)) != number:
+                raise InputError(
+                    f"{name} has {len(getattr(self, name))} numbers, and there are {number} {of}"
+                )
+
     def select(self, modules: Sequence[str]) -> tuple[str, ...]:
         return tuple(modules)
 

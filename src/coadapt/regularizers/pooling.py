@@ -1,5 +1,6 @@
 """What the alignments share: which modules, what a sample is, and which pairs of tasks count."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,12 @@ class AbstractAlignment(AbstractRegularizer):
             found = getattr(self, name)
             if found is not None and found < least:
                 raise InputError(f"{name} must be at least {least}, not {found}")
+
+    def check(self, num_tasks: int, num_blocks: int) -> None:
+        if num_tasks < 2:
+            warnings.warn(
+                "an alignment compares tasks, and there is one: it has no effect", stacklevel=2
+            )
 
     def select(self, modules: Sequence[str]) -> tuple[str, ...]:
         return spread(modules, self.max_modules)
