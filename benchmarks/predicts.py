@@ -41,7 +41,7 @@ TASKS = {
     "demo": ("trec6", "trec50", "spam", "tweets", "amazon", "movie", "nyt"),
     "glue_local": ("sst2", "mrpc", "rte", "qnli", "cola", "stsb"),
 }
-NUM_SETS = {"demo": 8, "glue_local": 4}
+NUM_SETS = {"demo": 6, "glue_local": 4}
 ROWS = {"demo": (30, 300), "glue_local": (60, 300)}
 # As in studies/sharing.yaml: a moderate rate, a high one, and the moderate one for twice as long.
 TRIALS = {30: 15, 60: 12, 300: 5}
@@ -66,7 +66,7 @@ class Draw:
     def part(self) -> str:
         """Sets of tasks, not suites, are parted: a set's two amounts of rows stay together.
 
-        In turn, but so that each size of sets, which repeats after four, comes into both.
+        In turn, but so that each size of sets, which repeats after four, comes into both parts.
         """
         return "tune" if (self.number + self.number // 4) % 2 == 0 else "held out"
 

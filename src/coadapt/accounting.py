@@ -20,8 +20,7 @@ from coadapt.penalties import Penalties
 from coadapt.planning import Plan
 from coadapt.recipe import RECIPES, Recipe
 from coadapt.regularizers import Need, Regularizer
-from coadapt.structures import Attached, Site
-from coadapt.structures._partition import AbstractPartitioned
+from coadapt.structures import AbstractPartitioned, Attached, Site
 from coadapt.study.budget import Counter
 
 logger = logging.getLogger(__name__)

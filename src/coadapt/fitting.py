@@ -21,7 +21,7 @@ from coadapt.checkpoints import STATE, check_checkpoint, last_checkpoint
 from coadapt.config import changed_keys, to_plain
 from coadapt.evaluation import TaskScores, evaluate_model
 from coadapt.loading import Loader
-from coadapt.merging.hub import check_beforehand, compose_every_task
+from coadapt.merging.hub import check_beforehand, compose_every_task, training_items
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.planning import Plan
 from coadapt.recipe import Recipe
@@ -275,17 +275,10 @@ def _composed(
     """Compose the tasks' adapters if the recipe says so, and return what was found by task."""
     if config.recipe.compose is None:
         return {}
-    model = trainer.multi
-
-    def items_of(task: str) -> list[dict[str, Any]]:
-        encoded = loader.encoded(config.model, suite, task, "train")
-        labels = None if model.is_language_model else [suite.rows(task, "train").labels]
-        dataset = TaskDataset([encoded], labels)
-        return [dataset[row] for row in range(len(dataset))]
-
+    headed = not trainer.multi.is_language_model
     found = compose_every_task(
-        model,
-        items_of,
+        trainer.multi,
+        lambda task: training_items(loader, config.model, suite, task, headed=headed),
         loader.collator(config.model),
         hub=config.recipe.compose,
         seed=config.seed,

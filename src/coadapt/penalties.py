@@ -11,7 +11,7 @@ from coadapt.adapters import Route
 from coadapt.readouts import Inputs
 from coadapt.regularizers import Captured, Need, Regularizer, Routing
 from coadapt.structures import Attached
-from coadapt.tasks.language import IGNORED
+from coadapt.tasks.language import answer_tokens
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Penalties:
         self.watched: dict[str, set[str]] = {}
         for regularizer in regularizers:
             kind = regularizer.kind
-            known = _visible(attached, regularizer.needs, apart)
+            known = _known(attached, regularizer.needs, apart)
             if not known:
                 raise InputError(
                     f"regularizer '{kind}' has nothing to look at: no adapted module "
@@ -81,12 +81,15 @@ class Penalties:
         """
         valid = inputs["attention_mask"].bool()
         assert route.task_ids is not None
+        learned = None
+        if self._answers_known:
+            learned = answer_tokens(labels, inputs.get("position_ids"))
         total, found = torch.zeros((), device=valid.device), {}
         for term in self._terms:
             captured = Captured(
                 task_ids=route.task_ids,
                 valid=valid,
-                learned=self._learned(labels, inputs),
+                learned=learned,
                 representations={
                     name: noted[Need.REPRESENTATION][name]
                     for name in term.modules
@@ -106,20 +109,20 @@ class Penalties:
             found[term.name] = value.detach()
         return total, found
 
-    def _learned(self, labels: Tensor, inputs: Inputs) -> Tensor | None:
-        """Return (B, S) which tokens are an answer's: the position before was to predict them."""
-        if not self._answers_known:
-            return None
-        learned = torch.zeros_like(labels, dtype=torch.bool)
-        learned[:, 1:] = labels[:, :-1] != IGNORED
-        positions = inputs.get("position_ids")
-        return learned if positions is None else learned & (positions > 0)
+
+def visible_modules(attached: Attached, *, apart: bool) -> list[str]:
+    """Return the adapted modules that see the input's tokens.
+
+    Args:
+        attached: the layers.
+        apart: whether the model is an encoder-decoder; its decoder's positions are others.
+    """
+    return [name for name in attached.layers if not (apart and ".decoder." in f".{name}")]
 
 
-def _visible(attached: Attached, needs: Need, apart: bool) -> list[str]:
+def _known(attached: Attached, needs: Need, apart: bool) -> list[str]:
     return [
         name
-        for name, layer in attached.layers.items()
-        if (needs is Need.REPRESENTATION or layer.gate.router is not None)
-        and not (apart and ".decoder." in f".{name}")
+        for name in visible_modules(attached, apart=apart)
+        if needs is Need.REPRESENTATION or attached.layers[name].gate.router is not None
     ]

@@ -14,10 +14,11 @@ from coadapt._errors import InputError, nearest
 from coadapt._seeds import named_seed
 from coadapt.loading import Loader
 from coadapt.model import MultiTaskModel, build_model
+from coadapt.penalties import visible_modules
 from coadapt.regularizers import Captured, Need
 from coadapt.runs import Run, load_run
 from coadapt.tasks import SPLITS
-from coadapt.tasks.language import IGNORED
+from coadapt.tasks.language import answer_tokens
 
 Items = Sequence[Mapping[str, Any]]
 
@@ -169,8 +170,7 @@ def _drawn(run: Run, loader: Loader, task: str, split: str, rows: int, seed: int
 
 def _watched(model: MultiTaskModel, wanted: Sequence[str] | None) -> list[str]:
     """Return the modules to look at, in the backbone's order."""
-    apart = model.kind == "encoder-decoder"  # the decoder's positions are others
-    known = [name for name in model.attached.layers if not (apart and ".decoder." in f".{name}")]
+    known = visible_modules(model.attached, apart=model.kind == "encoder-decoder")
     if not known:
         raise InputError("no adapted module is in the encoder, whose rows are looked at")
     if wanted is None:
@@ -198,8 +198,8 @@ def _through(
         width = batch["input_ids"].shape[1]
         tokens[rows, :width] = batch["input_ids"]
         valid[rows, :width] = batch["attention_mask"].bool()
-        if model.kind == "decoder":  # the position before predicts an answer's token
-            learned[rows, 1:width] = batch["labels"][:, :-1] != IGNORED
+        if model.kind == "decoder":
+            learned[rows, :width] = answer_tokens(batch["labels"])
         for name, z in _forward(model, batch, watched).items():
             wide = torch.promote_types(z.dtype, torch.float32)
             if name not in values:

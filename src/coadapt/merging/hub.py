@@ -12,9 +12,11 @@ from torch import Tensor
 
 from coadapt._errors import InputError, nearest
 from coadapt._seeds import named_seed
+from coadapt.backbone import ModelConfig
 from coadapt.config import to_plain
 from coadapt.exporting.peft_format import pad, rank_of
 from coadapt.language.scoring import answering
+from coadapt.loading import Loader
 from coadapt.lora_hub import LoraHub
 from coadapt.merging.composing import (
     Composed,
@@ -27,6 +29,8 @@ from coadapt.merging.composing import (
 from coadapt.merging.searching import minimize
 from coadapt.model import MultiTaskModel
 from coadapt.structures import Bank
+from coadapt.tasks import TaskSuite
+from coadapt.tasks.render import TaskDataset
 
 Items = Sequence[Mapping[str, Any]]
 Collate = Callable[[Items], dict[str, Tensor]]
@@ -137,6 +141,23 @@ def search_for_task(
         method=found.method,
         shots=shots,
     )
+
+
+def training_items(
+    loader: Loader, config: ModelConfig, suite: TaskSuite, task: str, *, headed: bool
+) -> Items:
+    """Return a task's encoded training rows with their labels.
+
+    Args:
+        loader: has the rows.
+        config: of the model that reads them.
+        suite: with the task.
+        task: its name.
+        headed: whether labels are of heads, not tokens.
+    """
+    encoded = loader.encoded(config, suite, task, "train")
+    dataset = TaskDataset([encoded], [suite.rows(task, "train").labels] if headed else None)
+    return [dataset[row] for row in range(len(dataset))]
 
 
 def compose_every_task(

@@ -14,11 +14,10 @@ from coadapt.config import to_plain
 from coadapt.exporting.peft_format import rank_of, write_lora
 from coadapt.loading import Loader
 from coadapt.lora_hub import LoraHub
-from coadapt.merging.hub import Collate, Items, borrowing, put, search_for_task
+from coadapt.merging.hub import borrowing, put, search_for_task, training_items
 from coadapt.runs import ADAPTER, RESULT, Run, load_run, write_config
 from coadapt.saving import save_adapter
-from coadapt.tasks import Task, TaskSuite
-from coadapt.tasks.render import TaskDataset
+from coadapt.tasks import Task
 
 
 def compose_run(
@@ -57,7 +56,9 @@ def compose_run(
     new = isinstance(task, Task)
     suite = replace(run.suite, tasks=(*run.suite.tasks, task)).resolved() if new else run.suite
     task = suite.task(task.name if isinstance(task, Task) else task)
-    items, collate = _training_items(run, suite, task.name, loader)
+    headed = not run.model.is_language_model
+    items = training_items(loader, run.config.model, suite, task.name, headed=headed)
+    collate = loader.collator(run.config.model)
     found = search_for_task(run.model, task.name, items, collate, hub=hub, seed=seed)
     plain = {"hub": to_plain(hub), "seed": seed, **found.to_plain()}
     if not new:
@@ -77,13 +78,6 @@ def compose_run(
         derived = run.add_task(task, output, adapter=folder)
     write_json(output / RESULT, {**derived.result, "composition": plain})
     return derived
-
-
-def _training_items(run: Run, suite: TaskSuite, task: str, loader: Loader) -> tuple[Items, Collate]:
-    encoded = loader.encoded(run.config.model, suite, task, "train")
-    labels = None if run.model.is_language_model else [suite.rows(task, "train").labels]
-    dataset = TaskDataset([encoded], labels)
-    return [dataset[row] for row in range(len(dataset))], loader.collator(run.config.model)
 
 
 def _write_run(run: Run, output: Path, composition: dict[str, Any]) -> None:

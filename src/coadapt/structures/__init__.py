@@ -1,5 +1,6 @@
 """What is trained; one structure, one file."""
 
+from coadapt.structures._partition import AbstractPartitioned
 from coadapt.structures.bank import Bank
 from coadapt.structures.base import AbstractStructure, Attached, ShipsAs, Site
 from coadapt.structures.experts import Experts
@@ -12,6 +13,7 @@ from coadapt.structures.single import Single
 Structure = Single | Bank | Heads | RoutedHeads | Experts | Mixture | Frozen | Full
 
 __all__ = [
+    "AbstractPartitioned",
     "AbstractStructure",
     "Attached",
     "Bank",

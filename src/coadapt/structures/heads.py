@@ -19,7 +19,7 @@ class Heads(AbstractPartitioned):
     with c = 1 or 1/N and a dropout mask a head and token. The paper says "simple summation" in its
     definition and "simple averaging" in section 3.3, and has no code; under Adam the sum moves the
     function N times as fast at equal rate. The update has the rank of A: at inference it is one
-    LoRA.
+    LoRA, of twice that rank where a random start is subtracted.
 
     **Symmetric case.** Without a router every head's gradient is the same up to its mask. Heads
     that start alike (B = 0) and share one mask stay equal forever: a LoRA with N times the step.

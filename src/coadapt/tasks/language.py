@@ -259,6 +259,20 @@ def _cut(ids: Ids, room: int) -> Ids:
     return ids[:head] + ids[len(ids) - (room - head) :]
 
 
+def answer_tokens(labels: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Return (B, S) which tokens of a decoder's batch are an answer's: those that were predicted.
+
+    A position's label is the token after it.
+
+    Args:
+        labels: (B, S) of a batch whose prompts have none.
+        positions: (B, S) in their rows, where rows are packed.
+    """
+    learned = torch.zeros_like(labels, dtype=torch.bool)
+    learned[:, 1:] = labels[:, :-1] != IGNORED
+    return learned if positions is None else learned & (positions > 0)
+
+
 class LanguageCollator:
     """Makes batches of `encode_language`'s items for training.
 

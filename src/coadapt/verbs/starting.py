@@ -11,7 +11,6 @@ from rich.table import Table
 
 from coadapt._errors import InputError
 from coadapt._sheet import Sheet
-from coadapt.config import to_plain
 from coadapt.verbs.common import JsonFlag, SetOption, mendable, out
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def _account(
 
     found = account_for_methods(model_asked(model, overrides), rank=rank, budget=budget)
     if as_json:
+        from coadapt.config import to_plain
+
         sys.stdout.write(json.dumps(to_plain(found), indent=2) + "\n")
         return
     out.print(accounting_sheet(found).to_rich())
