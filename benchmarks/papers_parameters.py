@@ -22,7 +22,8 @@ from transformers import LlamaConfig, Qwen2Config
 from coadapt.accounting import StepCounter
 from coadapt.backbone import ModelConfig
 from coadapt.planning import Plan
-from coadapt.recipe import RECIPES, Recipe
+from coadapt.recipe import Recipe
+from coadapt.recipes import RECIPES
 from coadapt.structures import Experts, Heads, RoutedHeads, Single
 from coadapt.study.budget import Counter
 

@@ -9,7 +9,7 @@ import torch
 from coadapt.backbone import ModelConfig
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.planning import Block, Plan
-from coadapt.recipe import find_recipe
+from coadapt.recipes import find_recipe
 from coadapt.tasks import FileSource, Rows, Task
 from coadapt.tasks.render import encode
 

@@ -8,7 +8,8 @@ import torch
 from coadapt import InputError, train
 from coadapt.balancing import GradNorm, PCGrad, Uncertainty
 from coadapt.planning import Plan
-from coadapt.recipe import RECIPES, Recipe
+from coadapt.recipe import Recipe
+from coadapt.recipes import RECIPES
 from coadapt.stepping import BalancedStep
 from coadapt.structures import Single
 from tests.small import MIXED, NAMES, blocks_of, make_batch, make_model, randomize

@@ -139,9 +139,9 @@ def test_plan_file_and_suite_lie_beside_the_file(files, tiny_bert, monkeypatch, 
     write(files / "train.yaml", tiny_bert, recipe="clustered", plan="plan.yaml")
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     succeed("train", files / "train.yaml", "--output", files / "run")
-    assert config_of(files / "run")["plan"] == {"blocks": blocks}
+    assert config_of(files / "run")["plan"] == {"blocks": blocks, "ranks": {}}
     written = yaml.safe_load((files / "run" / "plan.yaml").read_text(encoding="utf-8"))
-    assert written == {"blocks": blocks}
+    assert written == {"blocks": blocks, "ranks": {}}
 
 
 def test_data_root_replaces_the_sources(files, toy_suite_dict):

@@ -46,6 +46,8 @@ JOBS: dict[str, dict[str, Any]] = {
             "sharing": "shared",
         }
     },
+    # A term of the statistics on each process; factors are as exact as float32 moments.
+    "statistics": {"recipe": "corda", "budget": 3},
     "weighted-losses": {"recipe": "lora+uncertainty"},
     "weighted-gradients": {"recipe": "lora+grad_norm"},
 }

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from coadapt.adapters import ConstantGate, PartitionedLinear, Route
-from coadapt.inits import Default
+from coadapt.inits import BlockStart, Default
 from coadapt.planning import Block, Plan
 from coadapt.structures import Bank, Single
 from tests.small import NAMES, TASKS, blocks_of, make_batch, make_model
@@ -23,9 +23,13 @@ def make_layer(ranks=(3, 5), in_features=16, out_features=7, dtype=torch.float32
     return PartitionedLinear(base, ranks, gate=ConstantGate(len(ranks)), route=Route(), scale=2.0)
 
 
+def start_of(seed):
+    return BlockStart(block="any", generator=torch.Generator().manual_seed(seed))
+
+
 def fill(init, layer, seed=0):
     for block in range(len(layer.A)):
-        init.fill(layer, block, torch.Generator().manual_seed(seed + block))
+        init.fill(layer, block, start_of(seed + block))
     if init.offset:
         layer.freeze_offset()
     return layer
@@ -59,7 +63,7 @@ def test_global_random_state_is_not_touched(init):
 
 def test_a_block_is_filled_and_no_other(init):
     layer = make_layer()
-    init.fill(layer, 1, torch.Generator().manual_seed(0))
+    init.fill(layer, 1, start_of(0))
     assert not layer.A[0].any()
     assert layer.A[1].all()
 
@@ -82,7 +86,7 @@ def test_default_bound_is_that_of_torch_and_peft():
     reference = torch.empty(1000, 24)
     nn.init.kaiming_uniform_(reference, a=5**0.5, generator=torch.Generator().manual_seed(3))
     layer = make_layer(ranks=(1000,), in_features=24)
-    Default().fill(layer, 0, torch.Generator().manual_seed(3))
+    Default().fill(layer, 0, start_of(3))
     torch.testing.assert_close(layer.A[0].detach(), reference)
 
 

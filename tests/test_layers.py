@@ -23,12 +23,19 @@ LEVELS = [
     ["config", "_yaml", "_gguf", "assets"],
     ["tasks", "suites"],
     ["adapters"],
-    ["inits", "structures", "regularizers", "balancing", "lora_hub", "groups", "planning"],
-    ["recipe"],
-    ["backbone", "heads", "language", "settings", "loading", "model", "penalties", "readouts"],
+    [
+        *("inits", "spectra", "structures", "regularizers", "balancing", "lora_hub"),
+        "merge_methods",
+        *("groups", "planning"),
+    ],
+    ["recipe", "recipes"],
+    [
+        *("backbone", "heads", "language", "moments", "settings", "loading", "model"),
+        *("penalties", "readouts"),
+    ],
     [
         *("checkpoints", "saving", "_progress", "arguments", "resuming", "stepping", "training"),
-        *("runs", "fitting"),
+        *("runs", "statistics", "starting", "fitting"),
         *("evaluation", "unseen", "prediction", "predictions", "exporting", "importing", "merging"),
     ],
     ["diagnosis", "analysis"],

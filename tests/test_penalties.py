@@ -12,7 +12,8 @@ from coadapt import InputError, train
 from coadapt.backbone import ModelConfig, load_tokenizer
 from coadapt.model import build_model
 from coadapt.planning import Plan
-from coadapt.recipe import RECIPES, Recipe
+from coadapt.recipe import Recipe
+from coadapt.recipes import RECIPES
 from coadapt.regularizers import AlignKL, AlignMMD, LoadBalance, LocalizedBalance
 from coadapt.structures import Experts, Frozen, Heads, RoutedHeads, Single
 from coadapt.tasks.language import IGNORED, LanguageCollator, answer_tokens

@@ -8,11 +8,15 @@ import torch
 from transformers import AutoModel
 
 from coadapt import InputError
+from coadapt.analysis import start_of
 from coadapt.config import dump_yaml, load_yaml, parse, to_plain
 from coadapt.fitting import train
 from coadapt.groups import Uniform
+from coadapt.merge_methods import Merge
 from coadapt.planning import Plan
-from coadapt.recipe import RECIPES, Recipe, find_recipe, list_methods
+from coadapt.recipe import Recipe
+from coadapt.recipes import RECIPES, find_recipe, list_methods
+from coadapt.runs import load_run
 from coadapt.structures import Bank, Single
 from tests.small import TASKS, make_model
 
@@ -46,10 +50,12 @@ def test_an_unknown_recipe_is_named_with_its_nearest():
 
 
 ROUTED = ("hydra_lora", "r_lora", "r_lora_code", "lora_moe", "mix_lora", "r_lora+align")
+ROUTED += ("hydra_lora_3b1a", "hydra_lora_4b1a")
 ONE_LORA = (
     *("lora+pcgrad", "lora+upgrad", "lora+cagrad", "lora+grad_norm", "lora+uncertainty"),
     *("lora_multi_sample_dropout", "hydra_lora_no_router", "m_lora", "m_lora_mean"),
     *("align_kl", "align_mmd", "m_lora+align"),
+    *("pissa", "corda", "thanora", "thanora_hasi_only", "thanora_spr_only"),
 )
 
 
@@ -67,6 +73,9 @@ def test_methods_are_listed_for_programs():
         "clustered": ("task", "lora", True),
         "shared_private": ("task", "lora", True),
         "lora_hub": ("task", "lora", True),
+        "dare": ("task", "lora", True),
+        "ties": ("task", "lora", True),
+        "dora": ("nothing", "dora", False),
         **dict.fromkeys(ROUTED, ("token", "runtime", False)),
         **dict.fromkeys(ONE_LORA, ("nothing", "lora", True)),
     }
@@ -75,6 +84,7 @@ def test_methods_are_listed_for_programs():
 # Training ----------------------------------------------------------------------------------------
 
 CLUSTERS = {"words": ["sentiment", "degree"], "subjects": ["topic", "same"]}
+_COOPERATIVE = {"sentiment": 2, "topic": 2, "same": 2, "degree": 1, "cooperative": 1}
 # The blocks that the recipe's own plan makes of a budget of 8 and four tasks, with their ranks.
 RANKS = {
     "full": {},
@@ -83,6 +93,11 @@ RANKS = {
     "lora_hub": {"sentiment": 2, "topic": 2, "same": 2, "degree": 2},
     "clustered": {"words": 4, "subjects": 4},
     "shared_private": {"shared": 4, "sentiment": 1, "topic": 1, "same": 1, "degree": 1},
+    "dare": {"sentiment": 2, "topic": 2, "same": 2, "degree": 2},
+    "ties": {"sentiment": 2, "topic": 2, "same": 2, "degree": 2},
+    "thanora": _COOPERATIVE,
+    "thanora_hasi_only": _COOPERATIVE,
+    "thanora_spr_only": _COOPERATIVE,
 }
 
 
@@ -138,16 +153,23 @@ def test_a_row_trains_exactly_its_own_parameters(name, trained, tiny_bert):
     assert len(losses) == 2
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
 
+    if isinstance(config.recipe.compose, Merge):
+        assert_merged(trained, config.recipe.compose)
+        return
     options = {
         "tasks": trained.suite.tasks,
         "seed": config.seed,
         "init": config.recipe.init,
         "target_modules": config.model.target_modules,
     }
-    fresh = make_model(tiny_bert, config.recipe.structure, config.plan, **options)
+    if config.recipe.init.statistics == "none":
+        fresh = make_model(tiny_bert, config.recipe.structure, config.plan, **options)
+    else:
+        fresh = start_of(trained).model
     before, after = fresh.state_tensors(), trained.model.state_tensors()
     assert before.keys() == after.keys()
-    parts = {key.split("/")[0] for key in after} - {"heads", "shared", "router", "backbone"}
+    beside = {"heads", "shared", "router", "backbone", "magnitude"}
+    parts = {key.split("/")[0] for key in after} - beside
     assert parts == set(trained.model.attached.blocks) - {"shared"}
     assert any(key.startswith("router/") for key in after) == (name in ROUTED)
     start = [key for key in after if key.endswith(("/A0", "/B0"))]
@@ -163,11 +185,24 @@ def test_a_row_trains_exactly_its_own_parameters(name, trained, tiny_bert):
         assert all(len(row["history"]) == 40 for row in found.values())
     base = AutoModel.from_pretrained(tiny_bert).state_dict()
     backbone = trained.model.backbone.state_dict()
-    ours = (".A.", ".B.", ".A0.", ".B0.", ".gate.")
-    own = {key: w for key, w in backbone.items() if not any(part in key for part in ours)}
+    ours = (".A.", ".B.", ".A0.", ".B0.", ".gate.", ".m.")
+    own = {key: w for key, w in backbone.items() if not any(part in f"{key}." for part in ours)}
     assert len(own) == len(base) - 2  # its pooler is left out
     moved = {key for key, w in own.items() if not torch.equal(w, base[key.replace(".base.", ".")])}
     assert moved == (set(backbone) if name == "full" else set())
+
+
+def assert_merged(run, merge):
+    """One update for all tasks, that of the recipe's merge, and every task's own head."""
+    model = load_run(run.path).model
+    assert model.recipe.structure == Single(scale=1.0)
+    assert set(model.attached.blocks) == {"shared"}
+    assert run.result["merge"]["method"] == to_plain(merge)
+    first, *others = (model.fold(task) for task in run.suite.names)
+    for other in others:
+        assert all(torch.equal(B @ A, other[m][1] @ other[m][0]) for m, (A, B) in first.items())
+    assert any((B @ A).any() for A, B in first.values())
+    assert len(model.heads.names) == len(run.suite.names)
 
 
 # Optimizer groups --------------------------------------------------------------------------------

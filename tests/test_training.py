@@ -257,7 +257,7 @@ def test_log_holds_the_scores_and_the_padding(mixed_run):
     tokenizer, real, padded = mixed_run.tokenizer, 0, 0
     config, suite = mixed_run.config, mixed_run.suite
     args = training_arguments(config, suite, mixed_run.path.parent / "again")
-    trainer = fitting._build_trainer(config, suite, args, "", Loader())
+    trainer = fitting._build_trainer(mixed_run.model, config, suite, args, "", Loader())
     for batch in trainer.get_train_dataloader():
         real += int(batch["attention_mask"].sum())
         padded += batch["attention_mask"].numel()

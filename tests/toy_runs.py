@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from coadapt.config import to_plain
 from coadapt.fitting import train
-from coadapt.recipe import RECIPES
+from coadapt.recipes import RECIPES
 from coadapt.runs import Run
 from coadapt.training import MultiTaskTrainer
 

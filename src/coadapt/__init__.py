@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from coadapt.fitting import train
     from coadapt.planners import plan
     from coadapt.planning import Block, Plan
-    from coadapt.recipe import RECIPES, Recipe, list_methods
+    from coadapt.recipe import Recipe
+    from coadapt.recipes import RECIPES, list_methods
     from coadapt.runs import Run, load_run
     from coadapt.study import compare, run_study
     from coadapt.tasks import (
@@ -49,7 +50,7 @@ _HOME = {
     "LlamaFactorySource": "tasks",
     "ModelConfig": "backbone",
     "Plan": "planning",
-    "RECIPES": "recipe",
+    "RECIPES": "recipes",
     "Recipe": "recipe",
     "Run": "runs",
     "Task": "tasks",
@@ -60,7 +61,7 @@ _HOME = {
     "load_diagnosis": "diagnosis",
     "plan": "planners",
     "compare": "study",
-    "list_methods": "recipe",
+    "list_methods": "recipes",
     "load_run": "runs",
     "load_suite": "tasks",
     "run_study": "study",

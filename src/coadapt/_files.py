@@ -119,9 +119,11 @@ def is_whole(folder: Path) -> bool:
     )
 
 
-def check_manifest(folder: Path) -> None:
-    """Raise InputError unless every file of a sealed folder is as it was written."""
+def check_manifest(folder: Path, only: str | None = None) -> None:
+    """Raise InputError unless every file of a sealed folder, or one, is as it was written."""
     for name, row in read_json(folder / MANIFEST).items():
+        if only not in (None, name):
+            continue
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path} is missing; the folder is incomplete")

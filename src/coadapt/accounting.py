@@ -16,9 +16,11 @@ from coadapt._errors import InputError
 from coadapt.adapters import Route, target_names
 from coadapt.backbone import ModelConfig, empty_backbone
 from coadapt.config import apply_overrides, parse
+from coadapt.inits import Start
 from coadapt.penalties import Penalties
 from coadapt.planning import Plan
-from coadapt.recipe import RECIPES, Recipe
+from coadapt.recipe import Recipe
+from coadapt.recipes import RECIPES
 from coadapt.regularizers import Need, Regularizer
 from coadapt.structures import AbstractPartitioned, Attached, Site
 from coadapt.study.budget import Counter
@@ -160,7 +162,7 @@ def _account(
     try:
         if matched and recipe.structure.multiplies:
             rank = counter.matched_rank(recipe, steps.tasks, size)
-        spent = counter.spent(recipe, steps.tasks, Plan.shared(steps.tasks, rank))
+        spent = counter.spent(recipe, steps.tasks, plan_for_counting(recipe, steps.tasks, rank))
     except InputError as error:  # too small a budget, or no such map in the model
         return Account(name=name, mergeable=mergeable, reason=str(error))
     flops = None if lora is None else steps.flops(recipe, rank)
@@ -173,6 +175,12 @@ def _account(
         relative_flops=None if flops is None or lora is None else flops / lora,
         mergeable=mergeable,
     )
+
+
+def plan_for_counting(recipe: Recipe, tasks: Sequence[str], rank: int) -> Plan:
+    """Return a plan of that summed rank: how it is divided matters to terms on blocks alone."""
+    divided = recipe.sharing == "cooperative"
+    return Plan.cooperative(tasks, rank) if divided else Plan.shared(tasks, rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +216,11 @@ class StepCounter:
         structure = recipe.structure
         assert isinstance(structure, AbstractPartitioned)
         # Scale and dropout are no products; without them many recipes are one.
-        plain = Recipe(structure=replace(structure, scale=1.0, dropout=0.0), init=recipe.init)
+        plain = Recipe(
+            structure=replace(structure, scale=1.0, dropout=0.0),
+            init=recipe.init,
+            sharing=recipe.sharing,
+        )
         step = self._of_structure(plain, rank)
         if step is None:
             return None
@@ -223,10 +235,11 @@ class StepCounter:
             backbone=backbone,
             names=self.modules,
             tasks=self.tasks,
-            plan=Plan.shared(self.tasks, rank),
+            plan=plan_for_counting(recipe, self.tasks, rank),
             init=recipe.init,
             route=route,
             seed=0,
+            start=Start(fills=False),
         )
         attached = recipe.structure.attach(site)
         route.set(self._task_ids)

@@ -7,6 +7,7 @@ import typer
 
 from coadapt._version import __version__
 from coadapt.verbs.common import out
+from coadapt.verbs.merging import merge
 from coadapt.verbs.running import compose, evaluate, export, predict, train
 from coadapt.verbs.sharing import diagnose, plan
 from coadapt.verbs.starting import demo, methods
@@ -53,6 +54,7 @@ for verb in (
     predict,
     export,
     compose,
+    merge,
     study,
     compare,
 ):

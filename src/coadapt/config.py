@@ -274,7 +274,9 @@ def to_plain(value: object, *, hashed: bool = False) -> Any:
 
 
 def _is_later(field: "dataclasses.Field[Any]", value: object) -> bool:
-    return bool(field.metadata.get("later")) and value == field.default
+    made = field.default_factory
+    default = field.default if made is dataclasses.MISSING else made()
+    return bool(field.metadata.get("later")) and value == default
 
 
 def dump_yaml(plain: object) -> str:

@@ -21,7 +21,7 @@ from coadapt.checkpoints import STATE, check_checkpoint, last_checkpoint
 from coadapt.config import changed_keys, to_plain
 from coadapt.evaluation import TaskScores, evaluate_model
 from coadapt.loading import Loader
-from coadapt.merging.hub import check_beforehand, compose_every_task, training_items
+from coadapt.merging.after_training import after_training, check_compose
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.planning import Plan
 from coadapt.recipe import Recipe
@@ -37,6 +37,7 @@ from coadapt.runs import (
 )
 from coadapt.saving import save_adapter
 from coadapt.settings import RunConfig, merge_for_api, resolve
+from coadapt.starting import prepare_start, write_start
 from coadapt.tasks import TaskSuite, load_suite
 from coadapt.tasks.render import TaskDataset
 from coadapt.training import METRICS_FILE, MultiTaskTrainer
@@ -55,6 +56,7 @@ def train(
     training: dict[str, Any] | None = None,
     seed: int = 0,
     resume: bool = False,
+    statistics: str | Path | None = None,
     **options: Any,
 ) -> Run:
     """Adapt one model to the tasks of a suite.
@@ -69,6 +71,8 @@ def train(
         training: for ``transformers.TrainingArguments``.
         seed: of adapters, heads, order and dropout.
         resume: go on from the last whole checkpoint of the same configuration.
+        statistics: a folder for what an init with statistics gathers, for other runs to take; in
+            the run's folder, and removed at its end, if None.
         options: the other fields of :class:`coadapt.settings.RunConfig`, such as ``batches``.
 
     Raises:
@@ -83,7 +87,7 @@ def train(
         model, recipe, plan, budget=budget, training=training, seed=seed, **options
     )
     config = resolve(data, loaded, where="train()")
-    return fit(config, loaded, Path(output), resume=resume)
+    return fit(config, loaded, Path(output), resume=resume, statistics=statistics)
 
 
 def fit(
@@ -94,6 +98,7 @@ def fit(
     resume: bool = False,
     loader: Loader | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    statistics: str | Path | None = None,
 ) -> Run:
     """Train the run that ``config`` describes in ``output``, see :func:`train`.
 
@@ -104,6 +109,7 @@ def fit(
         resume: go on with the run in it.
         loader: keeps what several runs share.
         callbacks: told of the training's course, besides our own.
+        statistics: see :func:`train`.
     """
     loader = loader or Loader()
     args = training_arguments(config, suite, output)
@@ -115,7 +121,19 @@ def fit(
         logger.info("run %s has finished already", output)
         return Run(output, config, suite, loader=loader)
     # What is wrong with the configuration or the data shows here, before anything is written.
-    trainer = _build_trainer(config, suite, args, config_hash, loader)
+    folder = statistics or output / "tmp-statistics"  # which goes when the run has finished
+    plan, start = prepare_start(config, suite, folder, loader, quiet=bool(args.disable_tqdm))
+    model = build_model(
+        config.model,
+        suite.tasks,
+        config.recipe,
+        plan,
+        loss_mean=config.loss_mean,
+        seed=config.seed,
+        loader=loader,
+        start=start,
+    )
+    trainer = _build_trainer(model, config, suite, args, config_hash, loader)
     for callback in callbacks:
         trainer.add_callback(callback)
     checkpoint = last_checkpoint(output) if resume else None
@@ -129,34 +147,29 @@ def fit(
         if state.is_main_process:
             _cut_log(output, checkpoint)
         state.wait_for_everyone()
-        start = time.perf_counter()
+        began = time.perf_counter()
         # Without anything to train it is the base model as it is, to compare with.
         if any(parameter.requires_grad for parameter in trainer.multi.parameters()):
             trainer.go_on(checkpoint)
-        composed = _composed(trainer, config, suite, loader)
+        model, told = after_training(trainer.multi, config, suite, loader)
         if state.is_main_process:
             trainer.refuse_bad_weights()
-            save_adapter(trainer.multi, output / ADAPTER)
-            _finish(output, trainer, time.perf_counter() - start, composed)
+            save_adapter(model, output / ADAPTER)
+            _finish(output, trainer, time.perf_counter() - began, told)
+            write_start(output, config, model.plan, start)
         state.wait_for_everyone()
-    return Run(output, config, suite, trainer.multi, loader)
+    return Run(output, config, suite, model, loader)
 
 
 def _build_trainer(
-    config: RunConfig, suite: TaskSuite, args: TrainingArguments, config_hash: str, loader: Loader
+    model: MultiTaskModel,
+    config: RunConfig,
+    suite: TaskSuite,
+    args: TrainingArguments,
+    config_hash: str,
+    loader: Loader,
 ) -> MultiTaskTrainer:
-    model = build_model(
-        config.model,
-        suite.tasks,
-        config.recipe,
-        config.plan,
-        loss_mean=config.loss_mean,
-        seed=config.seed,
-        loader=loader,
-    )
-    if config.recipe.compose is not None:
-        rows = {task: len(suite.rows(task, "train")) for task in suite.names}
-        check_beforehand(model, config.recipe.compose, rows)
+    check_compose(model, config, suite)
     return MultiTaskTrainer(
         model,
         args,
@@ -269,26 +282,7 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def _composed(
-    trainer: MultiTaskTrainer, config: RunConfig, suite: TaskSuite, loader: Loader
-) -> dict[str, Any]:
-    """Compose the tasks' adapters if the recipe says so, and return what was found by task."""
-    if config.recipe.compose is None:
-        return {}
-    headed = not trainer.multi.is_language_model
-    found = compose_every_task(
-        trainer.multi,
-        lambda task: training_items(loader, config.model, suite, task, headed=headed),
-        loader.collator(config.model),
-        hub=config.recipe.compose,
-        seed=config.seed,
-    )
-    return {composition.task: composition.to_plain() for composition in found}
-
-
-def _finish(
-    output: Path, trainer: MultiTaskTrainer, seconds: float, composed: dict[str, Any]
-) -> None:
+def _finish(output: Path, trainer: MultiTaskTrainer, seconds: float, told: dict[str, Any]) -> None:
     model: MultiTaskModel = trainer.multi
     result = read_json(output / RESULT)
     result["run"]["status"] = "finished"
@@ -307,8 +301,6 @@ def _finish(
         if (best := trainer.state.best_model_checkpoint)
         else None,
     }
-    if composed:
-        result["composition"] = composed
-    write_json(output / RESULT, result)
+    write_json(output / RESULT, {**result, **told})
     for folder in output.glob("tmp-*"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,7 @@ from coadapt._errors import InputError, nearest
 from coadapt._files import load_tensors, read_json
 from coadapt.adapters import eject
 from coadapt.exporting.peft_format import CONFIG_FILE, KEY, TENSORS_FILE, pad, rank_of
+from coadapt.inits import Start
 from coadapt.model import MultiTaskModel
 from coadapt.planning import Block, Plan
 from coadapt.tasks import Task
@@ -219,6 +220,11 @@ def _plan_with(model: MultiTaskModel, name: str, rank: int | None) -> Plan | Non
     plan = model.plan.with_task(name, rank=average if rank is None else rank)
     if name not in plan.blocks:
         _warn_unused(rank)
+    elif model.recipe.init.statistics != "none":
+        raise InputError(
+            f"a fresh block for '{name}' would start from statistics of its rows, which are "
+            "gathered when a run is trained; give the task an adapter, or train again with it"
+        )
     return plan
 
 
@@ -236,7 +242,7 @@ def _plan_alone(model: MultiTaskModel, name: str, rank: int) -> Plan:
         )
     if name in model.plan.blocks:
         raise InputError(f"the plan has a block named '{name}' already; choose another task name")
-    return Plan(blocks={**model.plan.blocks, name: Block(rank=rank, tasks=(name,))})
+    return model.plan.with_block(name, Block(rank=rank, tasks=(name,)))
 
 
 def _read_head(path: Path, model: MultiTaskModel, task: Task) -> dict[str, Tensor]:
@@ -309,6 +315,7 @@ def _rebuild(
         config=model.model_config,
         loss_mean=model.loss_mean,
         seed=model.seed,
+        start=Start(fills=model.recipe.init.statistics == "none"),
     )
     new.base_fingerprint = model.base_fingerprint  # a backbone that was trained has another now
     if any(layer.A0 for layer in model.attached.layers.values()):

@@ -81,7 +81,11 @@ class Loader:
 
     def __init__(self) -> None:
         self._tokenizers, self._kinds = _Shelf(2), _Shelf(2)
-        self._rows, self._models = _Shelf(64), _Shelf(2)
+        self._rows, self._models, self._others = _Shelf(64), _Shelf(2), _Shelf(2)
+
+    def keep(self, key: list[Any], make: Callable[[], Any]) -> Any:
+        """Return what was made for a key of plain data, or make it; the last two are kept."""
+        return self._others.get(key, make)
 
     def tokenizer(self, config: ModelConfig) -> Any:
         """Return the tokenizer that belongs to the model."""

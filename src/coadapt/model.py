@@ -18,6 +18,7 @@ from coadapt.backbone import (
     load_backbone,
 )
 from coadapt.heads import TaskHeads
+from coadapt.inits import Start
 from coadapt.loading import Loader
 from coadapt.penalties import Penalties
 from coadapt.planning import Plan
@@ -44,6 +45,7 @@ class MultiTaskModel(nn.Module):
             over its rows, or the mean over its labels (tokens that are learned, as the stock
             Trainer takes it).
         seed: of adapters and heads.
+        start: what the init fills the adapters from.
 
     Raises:
         InputError: if the plan does not fit the tasks, or no module matches.
@@ -60,6 +62,7 @@ class MultiTaskModel(nn.Module):
         config: ModelConfig,
         loss_mean: LossMean = "tasks",
         seed: int = 0,
+        start: Start | None = None,
     ) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
@@ -70,7 +73,7 @@ class MultiTaskModel(nn.Module):
         self.seed = seed
         self.base_fingerprint = fingerprint(backbone)
         self.route = Route()
-        self.attached = self._attach(backbone)
+        self.attached = self._attach(backbone, start or Start())
         self.backbone = backbone
         with_head = self.tasks if pooling is not None else ()
         self.heads = TaskHeads(with_head, backbone.config.hidden_size, seed)
@@ -79,7 +82,7 @@ class MultiTaskModel(nn.Module):
         )
         self.penalties = self._regularized(recipe)
 
-    def _attach(self, backbone: PreTrainedModel) -> Attached:
+    def _attach(self, backbone: PreTrainedModel, start: Start) -> Attached:
         names, structure = self.task_names, self.recipe.structure
         if structure.divides:
             if self.plan is None:
@@ -95,6 +98,7 @@ class MultiTaskModel(nn.Module):
             init=self.recipe.init,
             route=self.route,
             seed=self.seed,
+            start=start,
         )
         return structure.attach(site)
 
@@ -163,6 +167,8 @@ class MultiTaskModel(nn.Module):
         penalty, terms = None, {}
         if num_rows == 0:  # a rank that got no row of a short batch still has to take part
             read = self._read_nothing(inputs, labels)
+            if self.penalties is not None and labels is not None and torch.is_grad_enabled():
+                penalty, terms = self.penalties.of_weights(task_ids)
         else:
             row_ids = inputs.get("row_ids")
             self.route.set(task_ids if row_ids is None else task_ids[row_ids])
@@ -311,6 +317,7 @@ def build_model(
     loss_mean: LossMean = "tasks",
     seed: int = 0,
     loader: Loader | None = None,
+    start: Start | None = None,
 ) -> MultiTaskModel:
     """Load the backbone that ``config`` names, or take it from ``loader``, and build on it."""
     # A backbone that trains keeps float32 master weights and computes under autocast.
@@ -331,4 +338,5 @@ def build_model(
         config=config,
         loss_mean=loss_mean,
         seed=seed,
+        start=start,
     )

@@ -14,11 +14,13 @@ from coadapt.config import dump_yaml, load_yaml, to_plain
 from coadapt.evaluation import TaskScores, predict_rows, score_tasks
 from coadapt.exporting import ExportReport, export_merged, export_peft
 from coadapt.importing import with_task, without_task
+from coadapt.inits import Start
 from coadapt.loading import Loader
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.prediction import Text, predict_texts
 from coadapt.predictions import predictions_file, write_predictions
-from coadapt.saving import load_adapter, save_adapter
+from coadapt.recipe import Recipe
+from coadapt.saving import load_adapter, save_adapter, saved_form
 from coadapt.settings import RunConfig, resolve
 from coadapt.tasks import SPLITS, Task, TaskSuite, check_task_name, load_suite
 from coadapt.unseen import UnseenScores, evaluate_unseen
@@ -58,14 +60,17 @@ class Run:
     def model(self) -> MultiTaskModel:
         """The trained model, in evaluation mode."""
         if self._model is None:
+            structure, plan = saved_form(self.path / ADAPTER)
+            recipe = self.config.recipe
             model = build_model(
                 self.config.model,
                 self.suite.tasks,
-                self.config.recipe,
-                self.config.plan,
+                recipe if recipe.structure == structure else Recipe(structure=structure),
+                plan,
                 loss_mean=self.config.loss_mean,
                 seed=self.config.seed,
                 loader=self._loader,
+                start=Start(fills=False),
             )
             load_adapter(model, self.path / ADAPTER)
             self._model = model  # not before: an adapter that is refused leaves no model

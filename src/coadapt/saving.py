@@ -1,5 +1,6 @@
 """The adapter folder of a run: what training changed, and what it was trained on."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,20 @@ from coadapt._files import (
     save_tensors,
     write_json,
 )
-from coadapt.config import to_plain
+from coadapt.config import parse, to_plain
 from coadapt.model import MultiTaskModel
+from coadapt.planning import Plan
+from coadapt.structures import Structure
 
 FORMAT = 1
 
 _PARTS = ("blocks", "heads", "backbone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    structure: Structure
+    plan: Plan | None = None
 
 
 def save_adapter(model: MultiTaskModel, folder: Path) -> None:
@@ -53,6 +62,23 @@ def describe(model: MultiTaskModel) -> dict[str, Any]:
             task.name: {"kind": task.kind, "labels": list(task.labels)} for task in model.tasks
         },
     }
+
+
+def saved_form(folder: Path) -> tuple[Structure, Plan | None]:
+    """Return the structure and plan of an adapter folder.
+
+    They are those of the configuration, but where training found ranks or merged blocks.
+
+    Raises:
+        InputError: if the folder is damaged.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} is no whole adapter folder (no {MANIFEST}); train again")
+    check_manifest(folder, only="adapter.json")
+    told = read_json(folder / "adapter.json")
+    form = {"structure": told["structure"], "plan": told["plan"]}
+    found = parse(_Form, form, str(folder / "adapter.json"))
+    return found.structure, found.plan
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:

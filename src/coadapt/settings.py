@@ -12,7 +12,8 @@ from coadapt.backbone import ModelConfig
 from coadapt.config import LATER, apply_overrides, load_yaml, parse, to_plain
 from coadapt.model import LossMean
 from coadapt.planning import Plan
-from coadapt.recipe import RECIPES, Recipe, find_recipe
+from coadapt.recipe import Recipe
+from coadapt.recipes import RECIPES, find_recipe
 from coadapt.tasks import TaskSuite, load_suite
 from coadapt.tasks.mixing import Composition, Mixing, Proportional
 
@@ -212,6 +213,8 @@ def default_plan(recipe: Recipe, tasks: Sequence[str], budget: int, name: str | 
             return Plan.private(tasks, budget)
         case "shared_private":
             return Plan.shared_private(tasks, budget)
+        case "cooperative":
+            return Plan.cooperative(tasks, budget)
     raise InputError(
         f"recipe '{name or recipe.structure.kind}' needs a plan that says which tasks share; write "
         "plan: {blocks: {NAME: {rank: R, tasks: [...]}, ...}} or name a plan.yaml"

@@ -8,7 +8,7 @@ import pytest
 from coadapt import load_suite
 from coadapt.config import to_plain
 from coadapt.fitting import train
-from coadapt.recipe import RECIPES
+from coadapt.recipes import RECIPES
 from coadapt.runs import Run
 from tests.tiny_language import save_model, write_jsonl
 from tests.toy_runs import model_of

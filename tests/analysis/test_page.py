@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coadapt.recipe import RECIPES
+from coadapt.recipes import RECIPES
 from coadapt.study.spec import parse_study
 from coadapt.tasks import load_suite
 from tests.analysis.studies import aligned, write_study

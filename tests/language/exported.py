@@ -10,7 +10,7 @@ from torch import Tensor
 from coadapt.loading import encode_rows
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.planning import Block, Plan
-from coadapt.recipe import find_recipe
+from coadapt.recipes import find_recipe
 from tests.adapted import fill
 from tests.language.toys import ROWS
 from tests.tiny_language import TASKS

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from coadapt.adapters import AbstractAdapted, Route, eject
 from coadapt.backbone import pool
 from coadapt.fitting import train
-from coadapt.inits import AbstractInit
+from coadapt.inits import AbstractInit, BlockStart
 from coadapt.planning import Block, Plan
 from coadapt.recipe import Recipe
 from coadapt.saving import load_adapter, save_adapter
@@ -80,19 +80,23 @@ PARTS = {
 class Scattered(AbstractInit):
     """Both factors away from zero."""
 
-    offset: ClassVar[bool] = False
+    @property
+    def offset(self) -> bool:
+        return False
 
-    def fill(self, layer: AbstractAdapted, block: int, generator: Generator) -> None:
-        scatter(layer, block, generator)
+    def fill(self, layer: AbstractAdapted, block: int, start: BlockStart) -> None:
+        scatter(layer, block, start.generator)
 
 
 class ScatteredOffset(AbstractInit):
     """Both factors away from zero, and an offset to compensate."""
 
-    offset: ClassVar[bool] = True
+    @property
+    def offset(self) -> bool:
+        return True
 
-    def fill(self, layer: AbstractAdapted, block: int, generator: Generator) -> None:
-        scatter(layer, block, generator)
+    def fill(self, layer: AbstractAdapted, block: int, start: BlockStart) -> None:
+        scatter(layer, block, start.generator)
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from coadapt.adapters import ConstantGate
 from coadapt.config import parse
 from coadapt.model import build_model
 from coadapt.planning import Block, Plan
-from coadapt.recipe import RECIPES, Recipe
+from coadapt.recipe import Recipe
+from coadapt.recipes import RECIPES
 from coadapt.settings import ModelConfig
 from coadapt.structures._partition import AbstractPartitioned
 from coadapt.structures.base import Attached, Site

@@ -9,7 +9,7 @@ import pytest
 from coadapt import InputError
 from coadapt.config import to_plain
 from coadapt.planning import Plan
-from coadapt.recipe import RECIPES
+from coadapt.recipes import RECIPES
 from coadapt.study.grid import TRAINING
 from tests.study.inline import grid_of
 

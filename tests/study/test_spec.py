@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from coadapt.config import dump_yaml, to_plain
-from coadapt.recipe import RECIPES, Recipe
+from coadapt.recipe import Recipe
+from coadapt.recipes import RECIPES
 from coadapt.structures import Bank
 from coadapt.study import (
     Clusters,

@@ -92,6 +92,9 @@ GateT = TypeVar("GateT", bound=Gated, covariant=True)
 class AbstractAdapted(ABC, nn.Module, Generic[GateT]):
     """A frozen linear map with low-rank blocks: what inits, saving and regularizers know of it.
 
+    Attributes:
+        m: (out, 1) the trained magnitudes of the weight's rows, or None where there are none.
+
     Args:
         base: the map to adapt; it is frozen and never edited.
         ranks: (K,) ranks of the blocks, each at least 1.
@@ -105,6 +108,8 @@ class AbstractAdapted(ABC, nn.Module, Generic[GateT]):
     Raises:
         ValueError: if ``base`` does not behave like a linear map.
     """
+
+    m: nn.Parameter | None
 
     def __init__(
         self,
@@ -131,6 +136,7 @@ class AbstractAdapted(ABC, nn.Module, Generic[GateT]):
         self.B = nn.ParameterList(torch.zeros(self.out_features, r, device=device) for r in ranks)
         self.A0 = nn.ParameterList()
         self.B0 = nn.ParameterList()
+        self.register_parameter("m", None)
         self.gate = gate
         self.route = route
         self.scale = scale
@@ -169,6 +175,14 @@ class AbstractAdapted(ABC, nn.Module, Generic[GateT]):
 
         Raises:
             ValueError: if the gate depends on the token, so that no such factors exist.
+        """
+
+    @abstractmethod
+    def delta(self, task: int) -> Tensor:
+        """Return float32 (out, in), what is added to the weight for rows of ``task``.
+
+        Raises:
+            ValueError: if the gate depends on the token.
         """
 
     def extra_repr(self) -> str:
@@ -292,3 +306,9 @@ class PartitionedLinear(AbstractAdapted[AbstractGate]):
             A.append(self.A0[block].float())
             B.append(-self.scale * value * self.B0[block].float())
         return torch.cat(A), torch.cat(B, dim=1)
+
+    @torch.no_grad()
+    def delta(self, task: int) -> Tensor:
+        """Return float32 (out, in) ``B A`` of :meth:`fold`, which raises where there is none."""
+        A, B = self.fold(task)
+        return B @ A

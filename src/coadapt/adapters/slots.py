@@ -145,6 +145,14 @@ class AbstractSlotted(AbstractAdapted[SlotRouter | SlotFollower]):
         """
         raise ValueError("a token-gated layer has no exact LoRA form; keep the run itself")
 
+    def delta(self, task: int) -> Tensor:
+        """Refuse, as :meth:`fold`.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a token-gated layer adds no one matrix; keep the run itself")
+
 
 class SlotLinear(AbstractSlotted):
     r"""A map that reads the feed-forward's input, with an output for each slot j.

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from coadapt._errors import InputError, nearest
 from coadapt._seeds import named_seed
+from coadapt.inits import Start
 from coadapt.loading import Loader
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.penalties import visible_modules
 from coadapt.regularizers import Captured, Need
-from coadapt.runs import Run, load_run
+from coadapt.runs import ADAPTER, Run, load_run
+from coadapt.saving import read_adapter, saved_form
 from coadapt.tasks import SPLITS
 from coadapt.tasks.language import answer_tokens
 
@@ -100,16 +102,33 @@ def start_of(run: str | Path | Run, *, loader: Loader | None = None) -> Run:
     loader = loader or Loader()
     found = opened(run, loader)
     config = found.config
+    statistical = config.recipe.init.statistics != "none"
     model = build_model(
         config.model,
         found.suite.tasks,
         config.recipe,
-        config.plan,
+        saved_form(found.path / ADAPTER)[1],
         loss_mean=config.loss_mean,
         seed=config.seed,
         loader=loader,
+        start=Start(fills=not statistical),
     )
+    if statistical:
+        _take_start(model, found)
     return Run(found.path, config, found.suite, model.eval(), loader)
+
+
+def _take_start(model: MultiTaskModel, run: Run) -> None:
+    """Copy in the factors that a run froze before its first step."""
+    if not run.config.recipe.init.offset:
+        raise InputError(
+            f"run {run.path} does not keep its start, which statistics of the rows made, since it "
+            "does not subtract it; take a run with init.subtract"
+        )
+    saved = read_adapter(run.path / ADAPTER)
+    given = {name: saved.get(f"{name}0", t) for name, t in model.state_tensors().items()}
+    frozen = {name: saved[name] for name in given if name.endswith(("/A0", "/B0"))}
+    model.load_state_tensors(given | frozen, str(run.path))
 
 
 def collect(

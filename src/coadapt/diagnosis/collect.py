@@ -9,50 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from coadapt._errors import InputError
 from coadapt._seeds import named_generator
 from coadapt.adapters.layer import linear_shape
 from coadapt.backbone import Pooling, pool
+from coadapt.moments import InputMoments, Moments, watching
 from coadapt.tasks.render import Collator
 
 Encoded = Sequence[dict[str, list[int]]]
-Watch = Callable[[str, Tensor, Tensor], None]  # module, input (B, S, in), output (B, S, out)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Moments:
-    """First and second moments of a linear map's input over the valid tokens.
-
-    Attributes:
-        sum: (d,) float64 sum of x.
-        products: (d, d) float64 sum of x x'.
-        num_tokens: how many were summed.
-    """
-
-    sum: NDArray[np.float64]
-    products: NDArray[np.float64]
-    num_tokens: int
-
-    @property
-    def second(self) -> NDArray[np.float64]:
-        """The uncentred second moment, E x x'."""
-        return self.products / self.num_tokens
-
-    @property
-    def covariance(self) -> NDArray[np.float64]:
-        """The covariance, E x x' - E x E x'."""
-        mean = self.sum / self.num_tokens
-        return self.second - np.outer(mean, mean)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """Return the moments over the tokens of both."""
-        return Moments(
-            sum=self.sum + other.sum,
-            products=self.products + other.products,
-            num_tokens=self.num_tokens + other.num_tokens,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,23 +90,11 @@ class Collector:
         Raises:
             InputError: if the backbone's output is not finite.
         """
-        sums: dict[str, Moments] = {}
-        source: dict[str, str] = {}
-        seen: dict[int, tuple[str, Tensor]] = {}  # holding the tensor keeps its id its own
-        mask: Tensor
-
-        def watch(name: str, x: Tensor, _: Tensor) -> None:
-            first, _ = seen.setdefault(id(x), (name, x))
-            source[name] = first
-            if first == name:
-                found = _moments_of(x, mask)
-                sums[name] = sums[name] + found if name in sums else found
-
+        found = InputMoments()
         pooled = None
-        with self._watching(watch if moments else None):
+        with watching(self.backbone, self.modules, found if moments else None):
             for rows, batch in self._batches(encoded):
-                seen.clear()
-                mask = batch["attention_mask"]
+                found.begin(batch["attention_mask"])
                 vectors = self._pooled(batch).double().cpu().numpy()
                 if pooled is None:
                     pooled = np.zeros((len(encoded), vectors.shape[1]))
@@ -150,7 +103,7 @@ class Collector:
         assert pooled is not None, "the caller has refused a task without rows"
         if not np.isfinite(pooled).all():
             raise InputError("the backbone's output is not finite; try model.dtype: float32")
-        return Features(pooled=pooled, moments=sums, source=source)
+        return Features(pooled=pooled, moments=found.sums, source=found.source)
 
     def gradients(
         self,
@@ -198,7 +151,7 @@ class Collector:
 
             y.register_hook(collect)
 
-        with self._watching(watch), self._differentiable():
+        with watching(self.backbone, self.modules, watch), self._differentiable():
             for rows, batch in self._batches(encoded):
                 current = torch.from_numpy(chunk_of[rows])
                 pooled = self._pooled(batch)
@@ -237,22 +190,6 @@ class Collector:
         return pool(self.backbone(**batch), batch["attention_mask"], self.pooling)
 
     @contextmanager
-    def _watching(self, watch: Watch | None) -> Iterator[None]:
-        handles: list[RemovableHandle] = []
-        for name in self.modules if watch is not None else ():
-
-            def hook(_: nn.Module, args: Any, output: Tensor, name: str = name) -> None:
-                assert watch is not None
-                watch(name, args[0], output)
-
-            handles.append(self.backbone.get_submodule(name).register_forward_hook(hook))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
     def _differentiable(self) -> Iterator[None]:
         """Let gradients flow through a backbone whose weights are all frozen."""
 
@@ -268,12 +205,3 @@ class Collector:
 
     def _embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-
-
-def _moments_of(x: Tensor, mask: Tensor) -> Moments:
-    valid = x.detach()[mask.bool()].float()  # (tokens, d)
-    return Moments(
-        sum=valid.double().sum(dim=0).cpu().numpy(),
-        products=(valid.T @ valid).double().cpu().numpy(),
-        num_tokens=len(valid),
-    )

@@ -1,6 +1,7 @@
 """What leaves coadapt: stock PEFT folders, or complete stock transformers models.
 
-Everything here is made from ``MultiTaskModel.fold`` and the heads; nothing knows the block layout.
+Everything here is made from what each layer folds to (of DoRA its factors and magnitudes) and the
+heads; nothing knows the block layout.
 """
 
 from coadapt.exporting.adapters import export_peft

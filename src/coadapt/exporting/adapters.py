@@ -4,6 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from coadapt._errors import InputError
 from coadapt._files import new_folder, write_json, write_text
 from coadapt.exporting.card import export_card, part_card
@@ -16,7 +19,7 @@ from coadapt.exporting.layout import (
     save_head,
     write_routes,
 )
-from coadapt.exporting.peft_format import rank_of, write_lora
+from coadapt.exporting.peft_format import Factors, rank_of, write_lora
 from coadapt.exporting.report import ExportReport
 from coadapt.exporting.vllm import VLLM_FILE, served_rank, vllm_findings
 from coadapt.model import MultiTaskModel
@@ -25,7 +28,7 @@ from coadapt.model import MultiTaskModel
 def export_peft(
     model: MultiTaskModel, folder: str | Path, *, card_config: str, check_vllm: bool = False
 ) -> ExportReport:
-    """Write one stock PEFT LoRA folder for each distinct update, and every task's head.
+    """Write one stock PEFT LoRA or DoRA folder for each distinct update, and every task's head.
 
     ``folder`` then holds ``adapters/<name>/``, ``heads/<task>.safetensors``, ``routes.json`` (task
     to adapter and head, see :func:`coadapt.exporting.layout.route_of`) and a model card at the top
@@ -42,7 +45,8 @@ def export_peft(
             each rank to one that it takes.
 
     Raises:
-        InputError: if the structure has no exact LoRA form, or the folder holds something else.
+        InputError: if the structure ships as neither LoRA nor DoRA, or the folder holds something
+            else.
     """
     _refuse_other_forms(model)
     folder = check_target(Path(folder))
@@ -70,7 +74,7 @@ def export_peft(
 
 def _refuse_other_forms(model: MultiTaskModel) -> None:
     structure = model.recipe.structure
-    if structure.mergeable or structure.ships_as == "none":
+    if structure.mergeable or structure.ships_as in ("dora", "none"):
         return
     instead = "use --format merged"
     if structure.ships_as != "merged":
@@ -89,12 +93,12 @@ def _write_adapters(
     model: MultiTaskModel, folder: Path, *, fit_server: bool
 ) -> tuple[dict[str, str], dict[str, int]]:
     """Write each distinct update once; return task -> folder and folder -> rank."""
-    if not model.recipe.structure.mergeable:
+    if not model.attached.layers:
         return {}, {}
     adapters: dict[str, str] = {}
     ranks: dict[str, int] = {}
     for name, tasks in group_tasks(model, ADAPTERS).items():
-        factors = {key: (A.cpu(), B.cpu()) for key, (A, B) in model.fold(tasks[0]).items()}
+        factors, magnitudes = _parts(model, tasks[0])
         rank = rank_of(factors)
         ranks[name] = served_rank(rank) if fit_server else rank
         base = model.model_config.name
@@ -105,6 +109,22 @@ def _write_adapters(
             base=base,
             backbone=model.backbone,
             kind=model.kind,
+            magnitudes=magnitudes,
         )
         adapters |= dict.fromkeys(tasks, name)
     return adapters, ranks
+
+
+@torch.no_grad()
+def _parts(model: MultiTaskModel, task: str) -> tuple[Factors, dict[str, Tensor]]:
+    """Return a task's factors by module, the scale in B, and DoRA's magnitudes (out,)."""
+    if model.recipe.structure.mergeable:
+        return {name: (A.cpu(), B.cpu()) for name, (A, B) in model.fold(task).items()}, {}
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    magnitudes: dict[str, Tensor] = {}
+    for name, layer in model.attached.layers.items():
+        ((A, B),) = layer.blocks()
+        assert layer.m is not None, "what ships as DoRA has magnitudes"
+        factors[name] = A.float().cpu(), layer.scale * B.float().cpu()
+        magnitudes[name] = layer.m.float().flatten().cpu()
+    return factors, magnitudes

@@ -64,8 +64,9 @@ def part_card(
     whose = "its tasks' update" if model.is_language_model else "the task's update"
     lead = f"A complete float32 model: {whose} is added to the base model's weights."
     if rank is not None:
+        what = "DoRA" if model.recipe.structure.ships_as == "dora" else "LoRA"
         lead = (
-            f"A LoRA adapter of rank {rank} (`lora_alpha` is equal: the scale is folded into B, "
+            f"A {what} adapter of rank {rank} (`lora_alpha` is equal: the scale is folded into B, "
             "and modules of smaller rank are filled with zeros)."
         )
         if not model.is_language_model:

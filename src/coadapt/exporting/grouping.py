@@ -15,11 +15,11 @@ def group_tasks(model: MultiTaskModel, parent: str) -> dict[str, list[str]]:
     """Return folder -> tasks: a folder in ``parent`` for each distinct update of the backbone.
 
     A folder is named after the blocks of its tasks (joined by ``+``), after the task where there is
-    one only, and ``all`` where no blocks tell tasks apart.
+    one only, and ``all`` where there are no blocks.
     """
-    if not model.recipe.structure.mergeable:
+    if model.recipe.structure.depends_on == "nothing":
         tasks = list(model.task_names)
-        return {_unused(tasks[0] if len(tasks) == 1 else "all", parent, ()): tasks}
+        return {_unused(_group_name(model, tasks), parent, ()): tasks}
     same: dict[str, list[str]] = {}
     for task in model.task_names:
         same.setdefault(_digest(model.fold(task)), []).append(task)
@@ -49,6 +49,8 @@ def _group_name(model: MultiTaskModel, tasks: list[str]) -> str:
         return "+".join(model.plan.blocks)  # its heads have no names of the user's
     ids = {model.task_id(task) for task in tasks}
     attached = model.attached
+    if not attached.blocks:
+        return "all"
     common = [
         block
         for block, owners in zip(attached.blocks, attached.owners, strict=True)

@@ -42,12 +42,12 @@ def export_merged(
 ) -> ExportReport:
     """Write complete stock models, which ``routes.json`` and model cards tell the tasks of.
 
-    Each is the float32 base model with ``B A`` added to its weights (or with the weights that full
-    fine-tuning left), and the tokenizer. An encoder gives an ``AutoModelForSequenceClassification``
-    folder a task, with the task's head as its classifier. A language model gives an
-    ``AutoModelForCausalLM`` or ``AutoModelForSeq2SeqLM`` folder for each distinct update, with the
-    base model's generation settings; tasks whose update is the same share it. Before a folder is
-    written, its outputs are compared with the model's.
+    Each is the float32 base model with the task's update added to its weights (or with the weights
+    that full fine-tuning left), and the tokenizer. An encoder gives an
+    ``AutoModelForSequenceClassification`` folder a task, with the task's head as its classifier. A
+    language model gives an ``AutoModelForCausalLM`` or ``AutoModelForSeq2SeqLM`` folder for each
+    distinct update, with the base model's generation settings; tasks whose update is the same
+    share it. Before a folder is written, its outputs are compared with the model's.
 
     Args:
         model: the trained model.
@@ -86,7 +86,7 @@ def export_merged(
 
 def _refuse_other_forms(model: MultiTaskModel) -> None:
     structure = model.recipe.structure
-    if not structure.mergeable and structure.ships_as not in ("merged", "none"):
+    if not structure.mergeable and structure.ships_as not in ("dora", "merged", "none"):
         raise InputError(
             f"structure '{structure.kind}' ships as '{structure.ships_as}' and depends on "
             f"{structure.depends_on}: no single model equals it; keep the run itself, "
@@ -130,9 +130,8 @@ def merge_task(model: MultiTaskModel, task: Task) -> PreTrainedModel:
         base = merged.base_model
     if model.recipe.structure.trains_backbone:
         base.load_state_dict(model.backbone.state_dict())
-    if model.recipe.structure.mergeable:
-        for name, (A, B) in model.fold(task.name).items():
-            _add(base.get_submodule(name), B @ A)
+    for name, layer in model.attached.layers.items():
+        _add(base.get_submodule(name), layer.delta(model.task_id(task.name)))
     return merged
 
 

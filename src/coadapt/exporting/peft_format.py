@@ -1,4 +1,4 @@
-"""One adapter as a stock PEFT LoRA folder that the plainest reader gets right.
+"""One adapter as a stock PEFT LoRA (or DoRA) folder that the plainest reader gets right.
 
 Servers read ``r`` and ``lora_alpha`` and little else, and ignore rank and alpha patterns without a
 word. So every module has the same rank (zeros fill the smaller ones) and ``lora_alpha == r``: the
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from coadapt._files import save_tensors
-from coadapt.adapters import PartitionedLinear
+from coadapt.adapters import AbstractAdapted
 from coadapt.backbone import ModelKind
 
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
@@ -58,6 +58,7 @@ def write_lora(
     base: str,
     backbone: nn.Module,
     kind: ModelKind,
+    magnitudes: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``.
 
@@ -68,12 +69,14 @@ def write_lora(
         base: the base model's name.
         backbone: the model that the names refer to, with or without adapters.
         kind: of the backbone.
+        magnitudes: of DoRA, ``{module: (out,)}``.
     """
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         lora_dropout=0.0,
         bias="none",
+        use_dora=bool(magnitudes),
         fan_in_fan_out=_is_transposed(backbone, factors),
         task_type=_TASK_TYPES[kind],
         base_model_name_or_path=base,
@@ -87,6 +90,8 @@ def write_lora(
     for name, (A, B) in factors.items():
         key = f"base_model.model.{name}.lora"
         tensors[f"{key}_A.weight"], tensors[f"{key}_B.weight"] = pad(A, B, rank)
+        if magnitudes:
+            tensors[f"{key}_magnitude_vector"] = magnitudes[name]
     save_tensors(folder / TENSORS_FILE, tensors)
 
 
@@ -108,4 +113,4 @@ def _is_transposed(backbone: nn.Module, names: Mapping[str, object]) -> bool:
 
 
 def _base_of(module: nn.Module) -> nn.Module:
-    return module.base if isinstance(module, PartitionedLinear) else module
+    return module.base if isinstance(module, AbstractAdapted) else module

@@ -16,6 +16,7 @@ from coadapt._files import load_tensors, read_json
 from coadapt.backbone import Pooling, pool
 from coadapt.evaluation import Encoded, predict_outputs
 from coadapt.exporting.layout import ROUTES, load_fresh, stock_class
+from coadapt.inits import Start
 from coadapt.model import MultiTaskModel, build_model
 from coadapt.readouts import LanguageReadout, shifted_right
 from coadapt.tasks.language import IGNORED, LanguageCollator
@@ -142,6 +143,7 @@ def in_float32(model: MultiTaskModel) -> MultiTaskModel:
         model.plan,
         loss_mean=model.loss_mean,
         seed=model.seed,
+        start=Start(fills=False),
     )
     copy.load_state_tensors(model.state_tensors(), "the model")
     return copy.eval()

@@ -54,7 +54,11 @@ def vllm_findings(model: MultiTaskModel, ranks: Mapping[str, int]) -> tuple[Find
         model: the exported model.
         ranks: the rank of each adapter folder, after padding.
     """
-    found = [*_base(model), *(_rank(name, rank) for name, rank in ranks.items())]
+    found = list(_base(model))
+    if model.recipe.structure.ships_as == "dora":
+        found.append(_dora())
+        ranks = {}  # there is no more to say of adapters that are refused
+    found += [_rank(name, rank) for name, rank in ranks.items()]
     if ranks:
         found.append(
             Finding(
@@ -115,6 +119,17 @@ def _base(model: MultiTaskModel) -> Iterator[Finding]:
             why="the server does not know assets",
             action="give it the folder that coadapt.assets.resolve_model returns",
         )
+
+
+def _dora() -> Finding:
+    return Finding(
+        level="refused",
+        what="DoRA adapters",
+        why="the server's reader refuses use_dora (vllm/lora/peft_helper.py: 'vLLM does not yet "
+        "support DoRA')",
+        action="export with --format merged: the update is added to the weights, one model a "
+        "server; or serve with transformers and PEFT (see README.md)",
+    )
 
 
 def _rank(name: str, rank: int) -> Finding:

@@ -1,13 +1,10 @@
 """LoRA's own init."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-import torch
-from torch import Generator
+from typing import Literal
 
 from coadapt.adapters import AbstractAdapted
-from coadapt.inits.base import AbstractInit
+from coadapt.inits.base import AbstractInit, BlockStart, fill_default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +16,12 @@ class Default(AbstractInit):
     """
 
     kind: Literal["default"] = "default"
-    offset: ClassVar[bool] = False
 
-    @torch.no_grad()
-    def fill(self, layer: AbstractAdapted, block: int, generator: Generator) -> None:
-        """Draw A on the CPU, wherever the layer lies, so that a seed means the same everywhere."""
-        bound = layer.in_features**-0.5
-        A, B = layer.pair(block)
-        A.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator))
-        B.zero_()
+    @property
+    def offset(self) -> bool:
+        """No: the update is zero."""
+        return False
+
+    def fill(self, layer: AbstractAdapted, block: int, start: BlockStart) -> None:
+        """Draw A, and set B to 0."""
+        fill_default(layer, block, start.generator)

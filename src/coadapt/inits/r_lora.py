@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 
 from coadapt._errors import InputError
 from coadapt.adapters import AbstractAdapted
-from coadapt.inits.base import AbstractInit
+from coadapt.inits.base import AbstractInit, BlockStart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +30,22 @@ class RLora(AbstractInit):
     kind: Literal["r_lora"] = "r_lora"
     gamma: float = 64.0
 
-    offset: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Check the range."""
         _check(self.gamma)
 
+    @property
+    def offset(self) -> bool:
+        """Yes: both factors are drawn."""
+        return True
+
     @torch.no_grad()
-    def fill(self, layer: AbstractAdapted, block: int, generator: Generator) -> None:
+    def fill(self, layer: AbstractAdapted, block: int, start: BlockStart) -> None:
         """Draw A, then B, on the CPU."""
         c = layer.out_features**0.25 / math.sqrt(self.gamma)
         A, B = layer.pair(block)
-        _normal(A, c * layer.in_features**-0.5, generator)
-        _normal(B, c * layer.out_features**-0.5, generator)
+        _normal(A, c * layer.in_features**-0.5, start.generator)
+        _normal(B, c * layer.out_features**-0.5, start.generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +65,23 @@ class RLoraCode(AbstractInit):
     kind: Literal["r_lora_code"] = "r_lora_code"
     gamma: float = 64.0
 
-    offset: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Check the range."""
         _check(self.gamma)
 
+    @property
+    def offset(self) -> bool:
+        """Yes: both factors are drawn."""
+        return True
+
     @torch.no_grad()
-    def fill(self, layer: AbstractAdapted, block: int, generator: Generator) -> None:
+    def fill(self, layer: AbstractAdapted, block: int, start: BlockStart) -> None:
         """Draw A, then B, on the CPU."""
         A, B = layer.pair(block)
         c = len(A) ** 0.25 / math.sqrt(self.gamma)
         num_heads = len(layer.B)
-        _normal(A, c**num_heads * max(A.shape) ** -0.5, generator)
-        _normal(B, c ** (num_heads - block) * max(B.shape) ** -0.5, generator)
+        _normal(A, c**num_heads * max(A.shape) ** -0.5, start.generator)
+        _normal(B, c ** (num_heads - block) * max(B.shape) ** -0.5, start.generator)
 
 
 def _normal(factor: Tensor, std: float, generator: Generator) -> None:

@@ -14,7 +14,7 @@ from coadapt.loading import Loader
 from coadapt.planners.evidence import Evidence, gather
 from coadapt.planners.proposing import Proposal, name_clusters
 from coadapt.planning import Distance, Plan, agglomerate
-from coadapt.recipe import RECIPES
+from coadapt.recipes import RECIPES
 from coadapt.settings import RunConfig
 from coadapt.tasks import TaskSuite
 

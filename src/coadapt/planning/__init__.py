@@ -9,10 +9,12 @@ from coadapt.planning.clustering import (
     choose_num_clusters,
     co_clustering,
 )
-from coadapt.planning.plan import Block, Plan, Sharing
+from coadapt.planning.plan import COOPERATIVE, SHARED_BLOCK, Block, Plan, Sharing
 from coadapt.planning.ranks import InfeasibleBudget, RankRule, allocate_ranks
 
 __all__ = [
+    "COOPERATIVE",
+    "SHARED_BLOCK",
     "Block",
     "ClusterCandidate",
     "ClusterChoice",

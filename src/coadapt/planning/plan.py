@@ -6,16 +6,18 @@ write a fifth by hand.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from coadapt._errors import InputError, nearest
+from coadapt.config import LATER
 from coadapt.planning.ranks import allocate_ranks, refuse_infeasible
 
 SHARED_BLOCK = "shared"
+COOPERATIVE = "cooperative"
 _RESERVED = ("heads", "backbone")  # what lies beside blocks in a saved adapter
 
-Sharing = Literal["shared", "private", "clustered", "shared_private"]
+Sharing = Literal["shared", "private", "clustered", "shared_private", "cooperative"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +43,24 @@ class Plan:
         >>> plan = Plan.clustered({"questions": ["trec6", "trec50"], "spam": ["spam"]}, budget=6)
         >>> {name: block.rank for name, block in plan.blocks.items()}
         {'questions': 4, 'spam': 2}
+
+    Attributes:
+        blocks: by name.
+        ranks: where ranks differ from layer to layer: by module's full name every block's rank
+            there, in place of its own.
     """
 
     blocks: dict[str, Block]
+    ranks: dict[str, dict[str, int]] = field(default_factory=dict, metadata=LATER)
 
     def __post_init__(self) -> None:
         """Check the names, which become parts of tensor names."""
+        for module, ranks in self.ranks.items():
+            if ranks.keys() != self.blocks.keys() or min(ranks.values()) < 1:
+                raise InputError(
+                    f"ranks of module '{module}' must give each of the blocks "
+                    f"{', '.join(self.blocks)} a rank of at least 1, not {ranks}"
+                )
         for name in self.blocks:
             if not name or len(name) > 100 or "/" in name or name in _RESERVED:
                 raise InputError(
@@ -63,6 +77,11 @@ class Plan:
     def budget(self) -> int:
         """The summed rank R = r_1 + ... + r_K."""
         return sum(block.rank for block in self.blocks.values())
+
+    def ranks_in(self, module: str) -> tuple[int, ...]:
+        """Return the blocks' ranks in a module."""
+        found = self.ranks.get(module)
+        return tuple(b.rank if found is None else found[n] for n, b in self.blocks.items())
 
     def blocks_of(self, task: str) -> tuple[str, ...]:
         """Return the names of the blocks that ``task`` uses."""
@@ -99,8 +118,14 @@ class Plan:
         if any(set(b.tasks) != set(self.tasks) for b in self.blocks.values()) or not blocks:
             if task in blocks:
                 raise InputError(f"the plan has a block named '{task}' already")
-            blocks[task] = Block(rank=rank, tasks=(task,))
-        return Plan(blocks=blocks)
+            return replace(self, blocks=blocks).with_block(task, Block(rank=rank, tasks=(task,)))
+        return replace(self, blocks=blocks)
+
+    def with_block(self, name: str, block: Block) -> "Plan":
+        """Return the plan with one block more, of the same rank in every module."""
+        assert name not in self.blocks
+        ranks = {module: {**found, name: block.rank} for module, found in self.ranks.items()}
+        return Plan(blocks={**self.blocks, name: block}, ranks=ranks)
 
     def without_task(self, task: str) -> "Plan":
         """Return the plan without ``task`` and without the blocks that only it used."""
@@ -110,7 +135,12 @@ class Plan:
             name: Block(rank=b.rank, tasks=tuple(t for t in b.tasks if t != task))
             for name, b in self.blocks.items()
         }
-        return Plan(blocks={name: block for name, block in kept.items() if block.tasks})
+        kept = {name: block for name, block in kept.items() if block.tasks}
+        ranks = {
+            module: {name: rank for name, rank in found.items() if name in kept}
+            for module, found in self.ranks.items()
+        }
+        return Plan(blocks=kept, ranks=ranks)
 
     @classmethod
     def shared(cls, tasks: Sequence[str], budget: int) -> "Plan":
@@ -149,3 +179,18 @@ class Plan:
         if SHARED_BLOCK in private.blocks:
             raise InputError(f"with shared + private blocks no task may be named '{SHARED_BLOCK}'")
         return cls(blocks={SHARED_BLOCK: Block(rank=common, tasks=tuple(tasks)), **private.blocks})
+
+    @classmethod
+    def cooperative(cls, tasks: Sequence[str], budget: int) -> "Plan":
+        """A block named after each task and a cooperative one, all of them used by every task.
+
+        ThanoRA (arXiv 2505.18640, equations 7 and 8): the cooperative block has rank
+        floor(R / (T + 1)), the tasks' share the rest, here evenly.
+        """
+        refuse_infeasible(budget, len(tasks) + 1)
+        if COOPERATIVE in tasks:
+            raise InputError(f"with task blocks no task may be named '{COOPERATIVE}'")
+        common = budget // (len(tasks) + 1)
+        ranks = allocate_ranks(budget - common, [1] * len(tasks), "uniform")
+        blocks = dict(zip([*tasks, COOPERATIVE], [*ranks, common], strict=True))
+        return cls(blocks={n: Block(rank=rank, tasks=tuple(tasks)) for n, rank in blocks.items()})

@@ -2,21 +2,35 @@
 
 from coadapt.regularizers.align_kl import AlignKL
 from coadapt.regularizers.align_mmd import AlignMMD
-from coadapt.regularizers.base import AbstractRegularizer, Captured, Need, Routing, Tokens
+from coadapt.regularizers.base import (
+    AbstractRegularizer,
+    Captured,
+    LayerFactors,
+    Need,
+    Routing,
+    Tokens,
+)
 from coadapt.regularizers.load_balance import LoadBalance
 from coadapt.regularizers.localized_balance import LocalizedBalance
+from coadapt.regularizers.o_lora import OLora
+from coadapt.regularizers.pego import Pego
+from coadapt.regularizers.spr import Spr
 
-Regularizer = AlignKL | AlignMMD | LoadBalance | LocalizedBalance
+Regularizer = AlignKL | AlignMMD | LoadBalance | LocalizedBalance | OLora | Pego | Spr
 
 __all__ = [
     "AbstractRegularizer",
     "AlignKL",
     "AlignMMD",
     "Captured",
+    "LayerFactors",
     "LoadBalance",
     "LocalizedBalance",
     "Need",
+    "OLora",
+    "Pego",
     "Regularizer",
     "Routing",
+    "Spr",
     "Tokens",
 ]

@@ -1,13 +1,13 @@
 """What a regularizer is, and what it gets to see of a forward."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coadapt._errors import InputError
 
@@ -15,10 +15,14 @@ Tokens = Literal["all", "prompt", "answer"]
 
 
 class Need(StrEnum):
-    """What a regularizer looks at in each adapted layer."""
+    """What a regularizer looks at in each adapted layer.
+
+    Representations and routing are noted while a forward runs; weights are there without one.
+    """
 
     REPRESENTATION = "representation"
     ROUTING = "routing"
+    WEIGHTS = "weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,30 @@ class Routing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerFactors:
+    """The factors of an adapted layer, without its scale and without a frozen start.
+
+    Attributes:
+        A: by block (r, in); of heads over one A the same tensor each time.
+        B: by block (out, r).
+        base: the frozen map.
+        shared_A: whether the blocks are heads over one A.
+        common: blocks that are no task's own, such as ThanoRA's cooperative one.
+    """
+
+    A: Mapping[str, Tensor]
+    B: Mapping[str, Tensor]
+    base: nn.Module
+    shared_A: bool = False
+    common: frozenset[str] = frozenset()
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The blocks that are not common, in their order."""
+        return tuple(block for block in self.B if block not in self.common)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Captured:
     """What the layers kept of a forward, a micro-batch on one rank.
 
@@ -45,6 +73,7 @@ class Captured:
             those of an encoder.
         representations: by module (B, S, r), the down-projection A x before gate and dropout.
         routing: by module what its router said.
+        factors: by module; they do not depend on the batch.
     """
 
     task_ids: Tensor
@@ -52,6 +81,7 @@ class Captured:
     learned: Tensor | None = None
     representations: dict[str, Tensor] = field(default_factory=dict)
     routing: dict[str, Routing] = field(default_factory=dict)
+    factors: dict[str, LayerFactors] = field(default_factory=dict)
 
     @property
     def packed(self) -> bool:
@@ -83,6 +113,7 @@ class Captured:
     def zero(self) -> Tensor:
         """Return an exact 0 that is attached to the graph of what was captured."""
         parts = [*self.representations.values(), *(r.probabilities for r in self.routing.values())]
+        parts += [part for f in self.factors.values() for part in (*f.A.values(), *f.B.values())]
         assert parts, "nothing was captured"
         return torch.stack([0.0 * part.flatten()[:1].float().sum() for part in parts]).sum()
 
@@ -110,12 +141,12 @@ class AbstractRegularizer(ABC):
             raise InputError(f"a regularizer's weight must be at least 0, not {self.weight}")
 
     @abstractmethod
-    def check(self, num_tasks: int, num_blocks: int) -> None:
+    def check(self, num_tasks: int, layers: Mapping[str, LayerFactors]) -> None:
         """Refuse, or warn of, a model that the term cannot do anything for.
 
         Args:
             num_tasks: of the suite.
-            num_blocks: heads or experts of each layer that is looked at.
+            layers: by module, those that it may look at.
         """
 
     @abstractmethod

@@ -1,6 +1,6 @@
 """The load balance of a router, as in the Switch Transformer and MixLoRA."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from coadapt._errors import InputError
-from coadapt.regularizers.base import AbstractRegularizer, Captured, Need
+from coadapt.regularizers.base import AbstractRegularizer, Captured, LayerFactors, Need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class LoadBalance(AbstractRegularizer):
     kind: Literal["load_balance"] = "load_balance"
     weight: float = 0.001
 
-    def check(self, num_tasks: int, num_blocks: int) -> None:
+    def check(self, num_tasks: int, layers: Mapping[str, LayerFactors]) -> None:
         pass  # any router has a load
 
     def select(self, modules: Sequence[str]) -> tuple[str, ...]:

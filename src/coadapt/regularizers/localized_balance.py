@@ -1,6 +1,6 @@
 """LoRAMoE's localized balancing constraint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from coadapt._errors import InputError
-from coadapt.regularizers.base import AbstractRegularizer, Captured, Need
+from coadapt.regularizers.base import AbstractRegularizer, Captured, LayerFactors, Need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,8 @@ class LocalizedBalance(AbstractRegularizer):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty; it needs a number for each {of}, as in [0, 1]")
 
-    def check(self, num_tasks: int, num_blocks: int) -> None:
+    def check(self, num_tasks: int, layers: Mapping[str, LayerFactors]) -> None:
+        num_blocks = len(next(iter(layers.values())).B)
         for name, number, of in (
             ("task_types", num_tasks, "tasks"),
             ("expert_types", num_blocks, "experts"),

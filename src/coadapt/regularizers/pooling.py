@@ -2,7 +2,7 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coadapt._errors import InputError
-from coadapt.regularizers.base import AbstractRegularizer, Captured, Need, Tokens
+from coadapt.regularizers.base import AbstractRegularizer, Captured, LayerFactors, Need, Tokens
 
 Pool = Literal["token", "sequence", "last", "position"]
 Reduction = Literal["mean", "sum_pairs"]
@@ -86,7 +86,7 @@ class AbstractAlignment(AbstractRegularizer):
             if found is not None and found < least:
                 raise InputError(f"{name} must be at least {least}, not {found}")
 
-    def check(self, num_tasks: int, num_blocks: int) -> None:
+    def check(self, num_tasks: int, layers: Mapping[str, LayerFactors]) -> None:
         if num_tasks < 2:
             warnings.warn(
                 "an alignment compares tasks, and there is one: it has no effect", stacklevel=2

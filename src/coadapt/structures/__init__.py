@@ -3,6 +3,7 @@
 from coadapt.structures._partition import AbstractPartitioned
 from coadapt.structures.bank import Bank
 from coadapt.structures.base import AbstractStructure, Attached, ShipsAs, Site
+from coadapt.structures.dora import Dora
 from coadapt.structures.experts import Experts
 from coadapt.structures.frozen import Frozen
 from coadapt.structures.full import Full
@@ -10,13 +11,14 @@ from coadapt.structures.heads import Heads, RoutedHeads
 from coadapt.structures.mixture import Mixture
 from coadapt.structures.single import Single
 
-Structure = Single | Bank | Heads | RoutedHeads | Experts | Mixture | Frozen | Full
+Structure = Single | Bank | Heads | RoutedHeads | Experts | Mixture | Dora | Frozen | Full
 
 __all__ = [
     "AbstractPartitioned",
     "AbstractStructure",
     "Attached",
     "Bank",
+    "Dora",
     "Experts",
     "Frozen",
     "Full",

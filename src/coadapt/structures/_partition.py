@@ -45,17 +45,17 @@ class AbstractPartitioned(AbstractStructure):
         blocks: dict[str, Block],
         gate: GateOf,
         *,
+        ranks_in: Callable[[str], Sequence[int]] | None = None,
         scale: float | None = None,
         shared_A: bool = False,
         dropout: Dropout | None = None,
     ) -> Attached:
         """Put a partitioned layer around every module of ``site`` and fill its blocks."""
-        ranks = [block.rank for block in blocks.values()]
 
         def make(name: str, base: nn.Module) -> PartitionedLinear:
             return PartitionedLinear(
                 base,
-                ranks,
+                [b.rank for b in blocks.values()] if ranks_in is None else ranks_in(name),
                 gate=gate(name, base),
                 route=site.route,
                 scale=self.scale if scale is None else scale,
@@ -66,10 +66,7 @@ class AbstractPartitioned(AbstractStructure):
 
         layers = inject(site.backbone, site.names, make)
         for name, layer in layers.items():
-            for index, block in enumerate(blocks):
-                site.init.fill(layer, index, site.generator(block, name))
-            if site.init.offset:
-                layer.freeze_offset()
+            site.fill(layer, name, tuple(blocks))
         owners = tuple(_owners(site.tasks, blocks.values()))
         return Attached(layers=layers, blocks=tuple(blocks), owners=owners)
 
@@ -87,6 +84,10 @@ def copies_of_one_block(
         InputError: if the plan has several blocks, or one that does not serve every task.
     """
     blocks = list(plan.blocks.values())
+    if plan.ranks:
+        raise InputError(
+            f"structure '{kind}' makes blocks of one rank; drop the plan's ranks by module"
+        )
     if len(blocks) != 1 or set(blocks[0].tasks) != set(site.tasks):
         raise InputError(
             f"structure '{kind}' makes its own blocks, used by every task; give it a plan with "

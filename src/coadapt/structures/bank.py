@@ -1,5 +1,6 @@
 """A bank of LoRAs, chosen by the row's task: private, clustered, shared + private."""
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -28,10 +29,16 @@ class Bank(AbstractPartitioned):
     def attach(self, site: Site) -> Attached:
         """Build the plan's blocks, gated by task."""
         assert site.plan is not None
-        blocks = site.plan.blocks
+        plan, blocks = site.plan, site.plan.blocks
         uses = [
             [index for index, block in enumerate(blocks.values()) if task in block.tasks]
             for task in site.tasks
         ]
-        gate = TaskGate(uses, [block.rank for block in blocks.values()])
-        return self._attach_blocks(site, blocks, lambda *_: gate)
+        # Layers of the same ranks have one gate, whose values are made once a forward.
+        gate_of = functools.cache(functools.partial(TaskGate, uses))
+        return self._attach_blocks(
+            site,
+            blocks,
+            lambda name, _: gate_of(plan.ranks_in(name)),
+            ranks_in=plan.ranks_in,
+        )

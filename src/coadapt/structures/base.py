@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
+from coadapt._errors import InputError
 from coadapt._seeds import named_generator
 from coadapt.adapters import AbstractAdapted, DependsOn, Gated, Route
-from coadapt.inits import AbstractInit
+from coadapt.config import to_plain
+from coadapt.inits import AbstractInit, BlockStart, Start
 from coadapt.planning import Plan
 
 ShipsAs = Literal["lora", "dora", "merged", "runtime", "none"]
@@ -27,6 +29,7 @@ class Site:
         init: how the factors start.
         route: set once a forward by the model.
         seed: of the init.
+        start: what the init fills the blocks from.
     """
 
     backbone: nn.Module
@@ -36,10 +39,27 @@ class Site:
     init: AbstractInit
     route: Route
     seed: int
+    start: Start = Start()
 
-    def generator(self, block: str, module: str) -> Generator:
-        """Return the stream that fills ``block`` in ``module``."""
-        return named_generator(self.seed, "block", block, module)
+    def fill(self, layer: AbstractAdapted[Gated], module: str, blocks: Sequence[str]) -> None:
+        """Let the init fill the blocks of a module's layer, and freeze what is to be subtracted.
+
+        Raises:
+            InputError: if the init needs statistics that are not there.
+        """
+        init, spectra = self.init, self.start.spectra.get(module, {})
+        if self.start.fills:
+            if init.statistics != "none" and not spectra:
+                raise InputError(
+                    f"init '{to_plain(init)['kind']}' starts from statistics of the tasks' rows, "
+                    "and there are none; build the model with coadapt.train, which gathers them"
+                )
+            for index, block in enumerate(blocks):
+                generator = named_generator(self.seed, "block", block, module)
+                filled = BlockStart(block=block, generator=generator, spectra=spectra)
+                init.fill(layer, index, filled)
+        if init.offset:
+            layer.freeze_offset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +87,11 @@ class Attached:
         return {name: layer.fold(task) for name, layer in self.layers.items()}
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Return every factor and router by name.
+        """Return every factor, router and magnitude by name.
 
         ``block/module/A`` and so on; ``shared/module/A`` is the A under several heads, A0 and B0
-        are of a frozen start, ``router/module/weight`` makes the logits of a map.
+        are of a frozen start, ``router/module/weight`` makes the logits of a map,
+        ``magnitude/module/weight`` holds the lengths of its rows.
         """
         found: dict[str, nn.Parameter] = {}
         for name, layer in self.layers.items():
@@ -81,6 +102,8 @@ class Attached:
                     found[f"{block}/{name}/{key}"] = factor
             if layer.gate.router is not None:
                 found[f"router/{name}/weight"] = layer.gate.router
+            if layer.m is not None:
+                found[f"magnitude/{name}/weight"] = layer.m
         return found
 
 
@@ -93,8 +116,8 @@ class AbstractStructure(ABC):
         ships_as: the form in which the trained thing leaves coadapt.
         divides: whether a plan says who shares.
         trains_backbone: whether the backbone's own weights are trained.
-        multiplies: whether the plan's rank is that of each of several heads or experts, so that it
-            trains more than one LoRA of that rank.
+        multiplies: whether the plan's rank trains more than one LoRA of that rank: it is that of
+            each of several heads or experts, or there are magnitudes beside.
     """
 
     depends_on: ClassVar[DependsOn]

@@ -95,8 +95,7 @@ class Mixture(AbstractRouted):
         routed = {name for reading, last in groups for name in (*reading, last)}
         held = {name: tuple(experts) if name in routed else (_UNROUTED,) for name in layers}
         for name, layer in layers.items():
-            for index, block in enumerate(held[name]):
-                site.init.fill(layer, index, site.generator(block, name))
+            site.fill(layer, name, held[name])
         blocks = (*experts, *([_UNROUTED] if len(routed) < len(layers) else []))
         everyone = tuple(range(len(site.tasks)))
         return Attached(layers=layers, blocks=blocks, owners=(everyone,) * len(blocks), held=held)

@@ -53,4 +53,6 @@ class Single(AbstractPartitioned):
                 )
         gate = ConstantGate(len(blocks))
         dropout = Dropout(p=self.dropout, at=self.dropout_at, samples=self.dropout_samples)
-        return self._attach_blocks(site, blocks, lambda *_: gate, dropout=dropout)
+        return self._attach_blocks(
+            site, blocks, lambda *_: gate, ranks_in=site.plan.ranks_in, dropout=dropout
+        )

@@ -8,8 +8,10 @@ from torch import nn
 
 from coadapt.adapters import Route, target_names
 from coadapt.backbone import ModelConfig, empty_backbone
+from coadapt.inits import Start
 from coadapt.planning import InfeasibleBudget, Plan
-from coadapt.recipe import RECIPES, Recipe
+from coadapt.recipe import Recipe
+from coadapt.recipes import RECIPES
 from coadapt.structures import Site
 
 TOLERANCE = 0.02
@@ -107,6 +109,7 @@ class Counter:
             init=recipe.init,
             route=Route(),
             seed=0,
+            start=Start(fills=False),
         )
         recipe.structure.attach(site)
         return sum(p.numel() for p in backbone.parameters() if p.requires_grad)

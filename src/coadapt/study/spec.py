@@ -10,7 +10,8 @@ from typing import Any, Literal
 from coadapt._errors import InputError, nearest
 from coadapt.backbone import ModelConfig
 from coadapt.config import apply_overrides, load_yaml, parse, to_plain
-from coadapt.recipe import Recipe, find_recipe
+from coadapt.recipe import Recipe
+from coadapt.recipes import find_recipe
 from coadapt.settings import beside, split_overrides
 from coadapt.tasks import TaskSuite, load_suite
 

@@ -32,7 +32,7 @@ def methods(
     as_json: JsonFlag = False,
 ) -> None:
     """List the recipes, and how they can be shipped; with --model what each trains and costs."""
-    from coadapt.recipe import list_methods
+    from coadapt.recipes import list_methods
 
     with mendable():
         if model is not None:
