@@ -149,7 +149,7 @@ class _Gathering:
                 if mine.get(key) != value:
                     raise InputError(
                         f"{self.folder} holds statistics of another {key} "
-                        f"({_short(value)}, not {_short(mine.get(key))}); choose another folder"
+                        f"({_difference(key, value, mine.get(key))}); choose another folder"
                     )
         self.state.wait_for_everyone()
         if self.state.is_main_process and not there.is_file():
@@ -299,6 +299,15 @@ def _digest(items: Sequence[Mapping[str, Any]]) -> str:
     """Return a short hash of the tokens that are read."""
     text = json.dumps([[list(i["input_ids"]), list(i.get("labels", ()))] for i in items])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _difference(key: str, there: Any, mine: Any) -> str:
+    if key != "suite":
+        return f"{_short(there)}, not {_short(mine)}"
+    if list(there) != list(mine):
+        return f"tasks {', '.join(there)}, not {', '.join(mine)}"
+    others = [task for task in there if there[task] != mine[task]]
+    return f"other rows of {', '.join(others)}, or read with another tokenizer or length"
 
 
 def _short(value: Any) -> str:

@@ -30,6 +30,10 @@ def train(
     overrides: SetOption = None,
     seed: Annotated[int | None, typer.Option(help="Replace the file's seed.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUTPUT.")] = False,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="Keep, or take, what inits such as hasi gather before training."),
+    ] = None,
     data_root: DataRoot = None,
     tasks: TasksOption = None,
 ) -> None:
@@ -41,7 +45,7 @@ def train(
         config, suite = read_train_file(
             file, overrides or (), seed=seed, data_root=data_root, only=names(tasks)
         )
-        run = fit(config, suite, output, resume=resume)
+        run = fit(config, suite, output, resume=resume, statistics=statistics)
         if _is_main_process():
             _print_training(run)
 
