@@ -203,6 +203,8 @@ def assert_merged(run, merge):
         assert all(torch.equal(B @ A, other[m][1] @ other[m][0]) for m, (A, B) in first.items())
     assert any((B @ A).any() for A, B in first.values())
     assert len(model.heads.names) == len(run.suite.names)
+    with pytest.raises(InputError, match="was merged after training"):
+        start_of(run)
 
 
 # Optimizer groups --------------------------------------------------------------------------------

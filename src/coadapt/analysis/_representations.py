@@ -97,17 +97,23 @@ def start_of(run: str | Path | Run, *, loader: Loader | None = None) -> Run:
         loader: keeps what several runs share, the base model among it.
 
     Raises:
-        InputError: if the run has no adapters.
+        InputError: if the run has no adapters, or its start is not known.
     """
     loader = loader or Loader()
     found = opened(run, loader)
     config = found.config
+    structure, plan = saved_form(found.path / ADAPTER)
+    if structure != config.recipe.structure:
+        raise InputError(
+            f"run {found.path} was merged after training, so what it holds has no start; look at a "
+            "run of recipe 'private'"
+        )
     statistical = config.recipe.init.statistics != "none"
     model = build_model(
         config.model,
         found.suite.tasks,
         config.recipe,
-        saved_form(found.path / ADAPTER)[1],
+        plan,
         loss_mean=config.loss_mean,
         seed=config.seed,
         loader=loader,
