@@ -63,9 +63,12 @@ def test_the_example_s_study_is_the_page_s_and_can_be_run(tiny_bert):
 )
 def test_the_benchmarks_studies_are_studies(file: Path):
     study, suite = read_study(file)
-    assert len(study.seeds) >= 3
-    assert {len(study.trials_of(name)) for name in study.recipes} in ({3}, {4})
-    assert len(suite.names) == (7 if suite.name != "glue_local" else 6)
+    # A language model on two cores takes two seeds and two trials.
+    small = suite.name == "commonsense8"
+    assert len(study.seeds) >= (2 if small else 3)
+    numbers = {len(study.trials_of(name)) for name in study.recipes}
+    assert numbers in ([{2}] if small else [{3}, {4}])
+    assert len(suite.names) == {"glue_local": 6, "commonsense8": 9}.get(suite.name, 7)
 
 
 def test_plan_of_the_docs_is_one():

@@ -267,6 +267,7 @@ def read_study(
     overrides: Sequence[str] = (),
     *,
     data_root: str | Path | None = None,
+    only: Sequence[str] | None = None,
 ) -> tuple[Study, TaskSuite]:
     """Read ``study.yaml`` and the suite it names.
 
@@ -274,21 +275,20 @@ def read_study(
         path: the file; ``suite:`` in it is a path beside it, a ready suite's name, or a mapping.
         overrides: ``key=value`` assignments, dotted; ``suite.key=value`` for the suite.
         data_root: reads ``DIR/<task>/<split>.jsonl`` instead of the suite's sources.
+        only: the suite's tasks to take; all if not given.
 
     Raises:
         InputError: naming the file and key.
     """
-    path = Path(path)
-    data = load_yaml(path)
+    path, data = Path(path), load_yaml(path)
     own, suite_overrides = split_overrides(overrides)
     if isinstance(data.get("model"), str):  # an override may reach into it
         data["model"] = {"name": data["model"]}
     data = apply_overrides(data, own)
     if "suite" not in data:
         raise InputError(f"{path}: 'suite' is missing; name a suite file or a ready suite")
-    suite = load_suite(
-        beside(path, data.pop("suite")), overrides=suite_overrides, data_root=data_root
-    )
+    named = beside(path, data.pop("suite"))
+    suite = load_suite(named, overrides=suite_overrides, data_root=data_root, only=only)
     return parse_study(data, suite, str(path)), suite
 
 

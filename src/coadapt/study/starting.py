@@ -29,6 +29,7 @@ def run_study(
     changed: bool = False,
     overrides: Sequence[str] = (),
     data_root: str | Path | None = None,
+    tasks: Sequence[str] | None = None,
     workers: int | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def run_study(
         changed: even if the file has changed since.
         overrides: ``key=value`` assignments, dotted; ``suite.key=value`` for the suite.
         data_root: reads ``DIR/<task>/<split>.jsonl`` instead of the suite's sources.
+        tasks: of the suite, to take no others; all if not given.
         workers: cells at a time; None: as many as the cores, or accelerators, carry.
         console: where to write what happens.
 
@@ -55,7 +57,7 @@ def run_study(
     """
     console = console or Console(quiet=True)
     folder = Path(output)
-    study, suite = read_study(file, overrides, data_root=data_root)
+    study, suite = read_study(file, overrides, data_root=data_root, only=tasks)
     grid = Grid(study, suite, str(file))
     with claim(folder, grid, resume=resume, changed=changed):
         _introduce(grid, console)

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from coadapt._errors import InputError
-from coadapt.verbs.common import DataRoot, JsonFlag, SetOption, err, mendable, out
+from coadapt.verbs.common import (
+    DataRoot,
+    JsonFlag,
+    SetOption,
+    TasksOption,
+    err,
+    mendable,
+    names,
+    out,
+)
 
 
 def study(
@@ -24,6 +33,7 @@ def study(
         typer.Option(min=1, help="Cells at a time; by default what the machine carries."),
     ] = None,
     data_root: DataRoot = None,
+    tasks: TasksOption = None,
 ) -> None:
     """Compare recipes fairly: equal budgets, tuning and seeds; paired statistics; resumable."""
     with mendable():
@@ -38,6 +48,7 @@ def study(
                 changed=changed,
                 overrides=overrides or (),
                 data_root=data_root,
+                tasks=names(tasks),
                 workers=workers,
                 console=out,
             )
