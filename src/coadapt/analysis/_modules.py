@@ -6,8 +6,8 @@ from collections.abc import Iterable
 def by_kind(modules: Iterable[str]) -> dict[str, dict[int, str]]:
     """Return modules by kind and layer, in the order given.
 
-    The first number in a name is the layer, 0 where there is none; a kind has the shortest ending of
-    the rest of the name that no other kind has.
+    The first number in a name is the layer, 0 where there is none; a kind is called by the shortest
+    ending of the rest of the name that no other kind has.
 
     Example:
         >>> by_kind(["h.0.attn.q", "h.0.mlp.q", "h.1.attn.q", "h.1.mlp.q"])

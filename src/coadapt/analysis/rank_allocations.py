@@ -168,9 +168,9 @@ def spectral_entropies(run: str | Path | Run, *, loader: Loader | None = None) -
     file = found.path / STATISTICS
     if not file.is_file():
         raise InputError(
-            f"run {found.path} has no {STATISTICS} (init '{found.config.recipe.init.kind}'); take a "
-            "run whose init gathers statistics, such as one of recipe 'thanora', and not one made "
-            "from it"
+            f"run {found.path} has no {STATISTICS} (init '{found.config.recipe.init.kind}'); "
+            "take a run whose init gathers statistics, such as one of recipe 'thanora', and not "
+            "one made from it"
         )
     modules = read_json(file)["modules"]
     normalised = {module: dict(of["entropy"]) for module, of in modules.items()}

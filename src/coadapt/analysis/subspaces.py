@@ -1,7 +1,6 @@
 """Whether tasks' blocks came to use one subspace, and whether their sum lost directions."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -12,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coadapt._errors import InputError
-from coadapt._files import is_whole, load_tensors
 from coadapt._sheet import Sheet, missing
-from coadapt.analysis._representations import opened, start_of
-from coadapt.analysis._subspace_pairs import Factors, measure, random_overlap
-from coadapt.checkpoints import MODEL, check_checkpoint
+from coadapt.analysis._representations import opened
+from coadapt.analysis._states import factors, moments, start_tensors
+from coadapt.analysis._subspace_pairs import measure
 from coadapt.loading import Loader
 from coadapt.planning import COOPERATIVE, Plan
 from coadapt.runs import ADAPTER, Run
@@ -25,7 +23,6 @@ from coadapt.saving import read_adapter, saved_form
 Array = NDArray[np.float64]
 Tensors = Mapping[str, Tensor]
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _MOVED = 0.1  # the least share of a number that is read as a rise or fall
 _APART = 0.02  # a rise of a mean squared cosine below it is read as none
 
@@ -74,14 +71,12 @@ class SubspaceOverlap:
         columns, rows, rank = (
             _ends(self.steps, values) for values in (self.columns, self.rows, self.effective_rank)
         )
-        told = "; ".join(
-            (
-                f"mean squared cosine of B: {_told(columns)} (random {middle(self.random_columns):.3f})",
-                f"of A: {_told(rows)} (random {middle(self.random_rows):.3f})",
-                f"effective rank of the sum: {_told(rank, '.1f')}",
-            )
+        random = [middle(values) for values in (self.random_columns, self.random_rows)]
+        return (
+            f"mean squared cosine of B: {_told(columns)} (random {random[0]:.3f}); of A: "
+            f"{_told(rows)} (random {random[1]:.3f}); effective rank of the sum: "
+            f"{_told(rank, '.1f')}: {_verdict(columns, rows, rank)}"
         )
-        return f"{told}: {_verdict(columns, rows, rank)}"
 
     def to_plain(self) -> dict[str, Any]:
         """Return it as plain data, null where a number is not defined."""
@@ -112,8 +107,8 @@ def subspace_overlap(
     .. math:: \frac{\|Q_t^\top Q_u\|_F^2}{\min(r_t, r_u)}, \qquad
         \frac{\|Q_u^\top B_t A_t\|_F^2}{\|B_t A_t\|_F^2}
 
-    with orthonormal bases Q of the column spaces of B (and of the row spaces of A): the mean squared
-    cosine of the principal angles, and the share of a block's energy that lies in another's space.
+    with orthonormal bases Q of the column spaces of B (and of the row spaces of A): the mean
+    squared cosine of the principal angles, and the share of a block's energy in another's space.
     Random subspaces of dimension d have max(r_t, r_u) / d and r_u / d. ThanoRA (arXiv 2505.18640,
     section 3.3) calls it subspace collapse when they come together; it shows scores alone.
 
@@ -123,7 +118,8 @@ def subspace_overlap(
 
     Args:
         run: a finished run, or its folder. Its steps are those of the checkpoints in it
-            (``save_strategy: steps``; ``save_total_limit`` removes some), its start and its end.
+            (``save_strategy: steps``; ``save_total_limit`` keeps 1 if not raised), its start and
+            its end; an adapter that is the best checkpoint's, not the last step's, has that step.
         checkpoints: folders named ``checkpoint-STEP`` in place of those in the run's.
         loader: keeps what several runs share. A start that is not frozen in the adapter is built
             anew, which loads the base model.
@@ -133,33 +129,23 @@ def subspace_overlap(
     """
     loader = loader or Loader()
     found = opened(run, loader)
-    structure, plan = saved_form(found.path / ADAPTER)
-    if structure.multiplies or plan is None:
-        raise InputError(
-            f"run {found.path} has structure '{structure.kind}', whose blocks are no task's own; "
-            "head_similarity compares heads and experts"
-        )
-    own = _own_blocks(plan)
-    if len(own) < 2:
-        raise InputError(
-            f"run {found.path} has {len(own)} block of a task ({', '.join(plan.blocks)}); an overlap "
-            "is between two or more, as of recipes 'thanora' and 'private'"
-        )
+    plan, own = _own_blocks(found)
     adapter = read_adapter(found.path / ADAPTER)
     modules = tuple(dict.fromkeys(name.split("/")[1] for name in adapter if name.endswith("/A")))
-    start, notes = _start(found, adapter, loader)
+    start, notes = start_tensors(found, adapter, loader)
+    places = [list(plan.blocks).index(name) for name in own]
     steps: list[int] = []
-    measured: dict[str, list[Any]] = {}
-    for step, tensors, where in _moments(found, adapter, start, checkpoints):
+    measured: list[list[dict[str, Array]]] = []
+    for step, tensors, where in moments(found, adapter, start, checkpoints):
         steps.append(step)
         each = []
         for module in modules:
-            before = None if start is None else _factors(start, plan, module, where)
-            now = _factors(tensors, plan, module, where)
-            each.append(measure(now, [list(plan.blocks).index(name) for name in own], before))
-        for key in each[0]:
-            measured.setdefault(key, []).append([one[key] for one in each])
-    arrays = {key: np.array(values, dtype=np.float64) for key, values in measured.items()}
+            before = None if start is None else factors(start, plan, module, where)
+            each.append(measure(factors(tensors, plan, module, where), places, before))
+        measured.append(each)
+    arrays = {
+        key: np.array([[one[key] for one in each] for each in measured]) for key in measured[0][0]
+    }
     return SubspaceOverlap(
         run=str(found.path),
         blocks=own,
@@ -175,27 +161,88 @@ def subspace_overlap(
 
 def overlap_sheet(found: SubspaceOverlap) -> Sheet:
     """Return medians over modules and pairs, a row a step."""
-    series = (found.columns, found.rows, found.effective_rank, found.added_rank)
-    random = f"random: B {middle(found.random_columns):.3f}, A {middle(found.random_rows):.3f}"
+    rows = []
+    for index, step in enumerate(found.steps):
+        cosines = (f"{middle(values[index]):.3f}" for values in (found.columns, found.rows))
+        ranks = (f"{middle(v[index]):.2f}" for v in (found.effective_rank, found.added_rank))
+        rows.append((str(step), *(told.replace("nan", "-") for told in (*cosines, *ranks))))
+    random = ("random", *(f"{middle(v):.3f}" for v in (found.random_columns, found.random_rows)))
     return Sheet(
         title=f"{found.run}: medians over {len(found.modules)} modules and {len(found.pairs)} "
         "pairs of blocks, 1 run",
-        columns=(
-            *("step", "cos² of B", "cos² of A"),
-            *("effective rank of the sum", "effective rank of what training added"),
-        ),
-        rows=tuple(
-            (str(step), *(_number(values[index], ".3f" if n < 2 else ".2f")))
-            if False
-            else (
-                str(step),
-                *(
-                    _number(middle(values[index]), ".3f" if place < 2 else ".2f")
-                    for place, values in enumerate(series)
-                ),
-            )
-            for index, step in enumerate(found.steps)
-            for n in (0,)
-        ),
-        notes=(found.reading, random, *found.notes),
+        columns=("step", "cos² of B", "cos² of A", "effective rank: sum", "what was added"),
+        rows=(*rows, (*random, "", "")),
+        notes=(found.reading, *found.notes),
     )
+
+
+def middle(values: Array) -> float:
+    """Return the median of what is defined; NaN if nothing is."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if known.size else float("nan")
+
+
+def _own_blocks(run: Run) -> tuple[Plan, tuple[str, ...]]:
+    """Return a run's plan and those of its blocks that are some tasks' own."""
+    structure, plan = saved_form(run.path / ADAPTER)
+    if structure.multiplies or plan is None:
+        raise InputError(
+            f"run {run.path} has structure '{structure.kind}', whose blocks are no task's own; "
+            "head_similarity compares heads and experts"
+        )
+    # All but those of every task; where all are of every task, but the one that is named so.
+    everyone = {name for name, block in plan.blocks.items() if set(block.tasks) == set(plan.tasks)}
+    common = everyone if len(everyone) < len(plan.blocks) else {COOPERATIVE}
+    own = tuple(name for name in plan.blocks if name not in common)
+    if len(own) < 2:
+        raise InputError(
+            f"run {run.path} has {len(own)} block of a task ({', '.join(plan.blocks)}); an "
+            "overlap is between two or more, as of recipes 'thanora' and 'private'"
+        )
+    return plan, own
+
+
+def _random(adapter: Tensors, modules: Sequence[str], own: Sequence[str], side: str) -> Array:
+    """Return (M, P) what random subspaces of these ranks have on average."""
+    shapes = [[adapter[f"{block}/{module}/{side}"].shape for block in own] for module in modules]
+    return np.array(
+        [[max(min(t), min(u)) / max(t) for t, u in combinations(of, 2)] for of in shapes]
+    )
+
+
+def _ends(steps: Sequence[int], values: Array) -> tuple[tuple[int, float], ...]:
+    """Return the first and the last step at which there is a median, with it."""
+    known = [(s, m) for s, v in zip(steps, values, strict=True) if not missing(m := middle(v))]
+    return (known[0], known[-1]) if known else ()
+
+
+def _told(ends: Sequence[tuple[int, float]], digits: str = ".3f") -> str:
+    if not ends:
+        return "never known, a block is zero"
+    (first, before), (last, after) = ends
+    if first == last:
+        return f"{after:{digits}} at step {last}"
+    return f"{before:{digits}} at step {first} to {after:{digits}} at step {last}"
+
+
+def _verdict(*series: Sequence[tuple[int, float]]) -> str:
+    if any(not ends or ends[0][0] == ends[1][0] for ends in series):
+        return "not to be judged without two steps"
+    columns, rows, rank = ((ends[0][1], ends[1][1]) for ends in series)
+    closer = [
+        name
+        for name, (before, after) in (("B", columns), ("A", rows))
+        if after - before > max(_APART, _MOVED * before)
+    ]
+    fell = rank[1] < (1 - _MOVED) * rank[0]
+    if closer:
+        told = f"the blocks' {' and '.join(closer)} came together"
+        return f"{told} and the sum lost directions" if fell else f"{told}, the sum lost nothing"
+    told = "the blocks did not come together"
+    return f"{told}, yet the sum lost directions" if fell else told
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if missing(value) else value
