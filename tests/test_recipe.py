@@ -76,6 +76,7 @@ def test_methods_are_listed_for_programs():
         "dare": ("task", "lora", True),
         "ties": ("task", "lora", True),
         "dora": ("nothing", "dora", False),
+        "ta_lora": ("task", "runtime", False),
         **dict.fromkeys(ROUTED, ("token", "runtime", False)),
         **dict.fromkeys(ONE_LORA, ("nothing", "lora", True)),
     }
@@ -88,6 +89,7 @@ _COOPERATIVE = {"sentiment": 2, "topic": 2, "same": 2, "degree": 1, "cooperative
 # The blocks that the recipe's own plan makes of a budget of 8 and four tasks, with their ranks.
 RANKS = {
     "full": {},
+    "ta_lora": {},
     "frozen": {},
     "private": {"sentiment": 2, "topic": 2, "same": 2, "degree": 2},
     "lora_hub": {"sentiment": 2, "topic": 2, "same": 2, "degree": 2},

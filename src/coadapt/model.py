@@ -274,8 +274,7 @@ class MultiTaskModel(nn.Module):
         ]
         if self.recipe.structure.depends_on == "task":
             for block, owners in enumerate(self.attached.owners):
-                layers = self.attached.layers.values()
-                groups.append((owners, [f[block] for layer in layers for f in (layer.A, layer.B)]))
+                groups.append((owners, self.attached.of_block(block)))
         return groups
 
     def fold(self, task: str) -> dict[str, tuple[Tensor, Tensor]]:

@@ -11,9 +11,18 @@ from coadapt._errors import InputError
 from coadapt.adapters import Route
 from coadapt.planning import COOPERATIVE
 from coadapt.readouts import Inputs
-from coadapt.regularizers import Captured, LayerFactors, Need, Regularizer, Routing
+from coadapt.regularizers import (
+    Captured,
+    FastWeights,
+    LayerFactors,
+    Need,
+    Regularizer,
+    Routing,
+)
 from coadapt.structures import Attached
 from coadapt.tasks.language import answer_tokens
+
+_LASTING = (Need.WEIGHTS, Need.PROMPTS)  # there without a forward
 
 
 @dataclass(frozen=True)
@@ -57,13 +66,14 @@ class Penalties:
             if not known:
                 raise InputError(
                     f"regularizer '{kind}' has nothing to look at: no adapted module "
-                    + ("of the encoder " if apart and needs is not Need.WEIGHTS else "")
+                    + ("of the encoder " if apart and needs not in _LASTING else "")
                     + ("has a router" if needs is Need.ROUTING else "is there")
                 )
-            regularizer.check(num_tasks, {name: self._factors(name) for name in known})
+            layers = {name: self._factors(name) for name in known if name in attached.layers}
+            regularizer.check(num_tasks, layers)
             term = _Term(regularizer, kind, regularizer.select(known))
             self._terms.append(term)
-            if needs is not Need.WEIGHTS:
+            if needs not in _LASTING:
                 self.watched.setdefault(needs, set()).update(term.modules)
 
     def __call__(
@@ -99,7 +109,7 @@ class Penalties:
         Args:
             task_ids: (0,).
         """
-        terms = [term for term in self._terms if term.regularizer.needs is Need.WEIGHTS]
+        terms = [term for term in self._terms if term.regularizer.needs in _LASTING]
         nothing = Captured(task_ids=task_ids, valid=task_ids.new_zeros(0, 1, dtype=torch.bool))
         return self._add_up(terms, nothing, {})
 
@@ -132,6 +142,10 @@ class Penalties:
                 return {"routing": routing}
             case Need.WEIGHTS:
                 return {"factors": {name: self._factors(name) for name in modules}}
+            case Need.PROMPTS:
+                prompts = {name: self._attached.prompts[name] for name in modules}
+                fast = {n: FastWeights(u=list(p.u), v=list(p.v)) for n, p in prompts.items()}
+                return {"prompts": fast}
 
     def _factors(self, module: str) -> LayerFactors:
         layer, names = self._attached.layers[module], self._attached.blocks_in(module)
@@ -158,6 +172,8 @@ def visible_modules(attached: Attached, *, apart: bool) -> list[str]:
 def _known(attached: Attached, needs: Need, apart: bool) -> list[str]:
     if needs is Need.WEIGHTS:
         return list(attached.layers)
+    if needs is Need.PROMPTS:
+        return [name for name, prompts in attached.prompts.items() if len(prompts.u)]
     return [
         name
         for name in visible_modules(attached, apart=apart)

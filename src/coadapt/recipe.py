@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from coadapt._errors import InputError
 from coadapt.balancing import Balancing
 from coadapt.config import LATER, to_plain
-from coadapt.groups import Uniform
+from coadapt.groups import FastSlow, Groups, Uniform
 from coadapt.inits import Default, Hasi, Init
 from coadapt.lora_hub import LoraHub
 from coadapt.merge_methods import Merge
@@ -34,7 +34,7 @@ class Recipe:
 
     structure: Structure
     init: Init = Default()
-    groups: Uniform = Uniform()
+    groups: Groups = Uniform()
     regularizers: tuple[Regularizer, ...] = field(default=(), metadata=LATER)
     balancing: Balancing | None = field(default=None, metadata=LATER)
     compose: LoraHub | Merge | None = field(default=None, metadata=LATER)
@@ -58,11 +58,22 @@ class Recipe:
                 "init 'hasi' fills a block a task that every row goes through; take structure "
                 f"'single', not '{self.structure.kind}'"
             )
+        if isinstance(self.groups, FastSlow) and self.structure.kind != "task_prompt":
+            raise InputError(
+                f"groups 'fast_slow' has a rate for the tasks' own part of prompts, and structure "
+                f"'{self.structure.kind}' has none; take groups 'uniform'"
+            )
         kinds = [part.kind for part in self.regularizers]
         for part in self.regularizers:
             if kinds.count(part.kind) > 1:
                 raise InputError(f"regularizer '{part.kind}' is given twice")
-            if not self.structure.divides:
+            if part.needs is Need.PROMPTS:
+                if self.structure.kind != "task_prompt":
+                    raise InputError(
+                        f"regularizer '{part.kind}' looks at the tasks' own part of prompts, and "
+                        f"structure '{self.structure.kind}' has none; take 'task_prompt'"
+                    )
+            elif not self.structure.divides:
                 raise InputError(
                     f"regularizer '{part.kind}' looks at adapters, and structure "
                     f"'{self.structure.kind}' has none"

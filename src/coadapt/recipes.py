@@ -5,12 +5,12 @@ from typing import Any
 
 from coadapt._errors import InputError, nearest
 from coadapt.balancing import Balancing, CAGrad, GradNorm, PCGrad, Uncertainty, UPGrad
-from coadapt.groups import Uniform
+from coadapt.groups import FastSlow, Uniform
 from coadapt.inits import Corda, Hasi, Pissa, RLora, RLoraCode
 from coadapt.lora_hub import LoraHub
 from coadapt.merge_methods import Merge
 from coadapt.recipe import Recipe
-from coadapt.regularizers import AlignKL, AlignMMD, LoadBalance, Spr
+from coadapt.regularizers import AlignKL, AlignMMD, LoadBalance, Spr, TaskOrthogonality
 from coadapt.structures import (
     Bank,
     Dora,
@@ -21,6 +21,7 @@ from coadapt.structures import (
     Mixture,
     RoutedHeads,
     Single,
+    TaskPrompt,
 )
 
 
@@ -265,6 +266,16 @@ RECIPES: dict[str, Row] = {
         recipe=Recipe(structure=Single(scale=5.0), init=Hasi(), sharing="cooperative"),
         paper=_THANORA,  # table 2, without SPR
         summary="ThanoRA's start and ranks by entropy, without its regularizer",
+    ),
+    "ta_lora": Row(
+        # Half of the layers, rank 1 and a gate a layer: the paper's summary; the rest is ours.
+        recipe=Recipe(
+            structure=TaskPrompt(),
+            groups=FastSlow(),
+            regularizers=(TaskOrthogonality(weight=1e-2),),
+        ),
+        paper="Task-Adaptive Low-Rank Representation (arXiv 2505.00009), a reconstruction",
+        summary="prompts of a shared part and a rank-1 one a task, behind a gate at zero",
     ),
     "lora+pcgrad": _balanced(
         PCGrad(),

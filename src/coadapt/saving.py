@@ -57,7 +57,7 @@ def describe(model: MultiTaskModel) -> dict[str, Any]:
         "structure": to_plain(model.recipe.structure),
         "plan": to_plain(model.plan) if model.plan else None,
         "pooling": model.pooling,
-        "target_modules": list(model.attached.layers),
+        "target_modules": list(model.attached.modules),
         "tasks": {
             task.name: {"kind": task.kind, "labels": list(task.labels)} for task in model.tasks
         },

@@ -203,11 +203,10 @@ def _nearest(
 def _probe(model: MultiTaskModel, items: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Return (d,) the mean over prompts of the base model's mean last hidden state."""
     chosen = [items[i] for i in np.linspace(0, len(items) - 1, _PROBE_ROWS).astype(int)]
-    off = (0.0,) * len(model.attached.blocks)
     total = np.zeros(model.backbone.config.hidden_size)
     encoder: Any = model.backbone
     encoder = encoder.get_encoder() if model.kind == "encoder-decoder" else encoder.base_model
-    with answering(model), model.route.fixing(off):
+    with answering(model), model.route.without_adapters():
         for item in chosen:
             ids = stack([item["prompt"]], 0).to(model.device)
             model.route.set(torch.zeros(1, dtype=torch.long, device=model.device))

@@ -11,6 +11,7 @@ from coadapt.adapters.layer import (
     PartitionedLinear,
     linear_shape,
 )
+from coadapt.adapters.prompts import TaskPrompts
 from coadapt.adapters.slots import AbstractSlotted, SlotFollower, SlotLinear, SlotRouter, SlotSum
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "SlotRouter",
     "SlotSum",
     "TaskGate",
+    "TaskPrompts",
     "eject",
     "feed_forward_groups",
     "inject",

@@ -32,6 +32,7 @@ class Route:
         self.present: tuple[int, ...] = ()
         self.every_block = True
         self.fixed: tuple[float, ...] | None = None
+        self.bare = False
         self._memo: dict[object, Tensor] = {}
         self._watched: Watched = {}
         self._noted: dict[str, dict[str, Tensor]] = {}
@@ -64,6 +65,15 @@ class Route:
             yield
         finally:
             self.fixed = before
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Let the rows go through the base model alone, with task-gated blocks and prompts off."""
+        before, self.bare = self.bare, True
+        try:
+            yield
+        finally:
+            self.bare = before
 
     @contextmanager
     def noting(self, watched: "Watched") -> Iterator[dict[str, dict[str, Tensor]]]:
@@ -191,6 +201,8 @@ class TaskGate(AbstractGate):
 
     def blocks(self, route: Route) -> tuple[int, ...]:
         """Every block while gradients flow or no row is there, else those of the batch's tasks."""
+        if route.bare:
+            return ()
         if route.fixed is not None:
             return tuple(block for block, value in enumerate(route.fixed) if value)
         if route.every_block or not route.present:

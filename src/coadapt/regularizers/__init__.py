@@ -5,6 +5,7 @@ from coadapt.regularizers.align_mmd import AlignMMD
 from coadapt.regularizers.base import (
     AbstractRegularizer,
     Captured,
+    FastWeights,
     LayerFactors,
     Need,
     Routing,
@@ -15,14 +16,18 @@ from coadapt.regularizers.localized_balance import LocalizedBalance
 from coadapt.regularizers.o_lora import OLora
 from coadapt.regularizers.pego import Pego
 from coadapt.regularizers.spr import Spr
+from coadapt.regularizers.task_orthogonality import TaskOrthogonality
 
-Regularizer = AlignKL | AlignMMD | LoadBalance | LocalizedBalance | OLora | Pego | Spr
+Regularizer = (
+    AlignKL | AlignMMD | LoadBalance | LocalizedBalance | OLora | Pego | Spr | TaskOrthogonality
+)
 
 __all__ = [
     "AbstractRegularizer",
     "AlignKL",
     "AlignMMD",
     "Captured",
+    "FastWeights",
     "LayerFactors",
     "LoadBalance",
     "LocalizedBalance",
@@ -32,5 +37,6 @@ __all__ = [
     "Regularizer",
     "Routing",
     "Spr",
+    "TaskOrthogonality",
     "Tokens",
 ]

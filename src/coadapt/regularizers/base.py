@@ -17,12 +17,14 @@ Tokens = Literal["all", "prompt", "answer"]
 class Need(StrEnum):
     """What a regularizer looks at in each adapted layer.
 
-    Representations and routing are noted while a forward runs; weights are there without one.
+    Representations and routing are noted while a forward runs; weights, and those of prompts, are
+    there without one.
     """
 
     REPRESENTATION = "representation"
     ROUTING = "routing"
     WEIGHTS = "weights"
+    PROMPTS = "prompts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,19 @@ class LayerFactors:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FastWeights:
+    """The tasks' own part of a layer's prompts, A_i = U_i V_i'.
+
+    Attributes:
+        u: by task (k, q) U_i.
+        v: by task (q, d) V_i'.
+    """
+
+    u: Sequence[Tensor]
+    v: Sequence[Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Captured:
     """What the layers kept of a forward, a micro-batch on one rank.
 
@@ -74,6 +89,7 @@ class Captured:
         representations: by module (B, S, r), the down-projection A x before gate and dropout.
         routing: by module what its router said.
         factors: by module; they do not depend on the batch.
+        prompts: by module; nor do they.
     """
 
     task_ids: Tensor
@@ -82,6 +98,7 @@ class Captured:
     representations: dict[str, Tensor] = field(default_factory=dict)
     routing: dict[str, Routing] = field(default_factory=dict)
     factors: dict[str, LayerFactors] = field(default_factory=dict)
+    prompts: dict[str, FastWeights] = field(default_factory=dict)
 
     @property
     def packed(self) -> bool:
@@ -114,6 +131,7 @@ class Captured:
         """Return an exact 0 that is attached to the graph of what was captured."""
         parts = [*self.representations.values(), *(r.probabilities for r in self.routing.values())]
         parts += [part for f in self.factors.values() for part in (*f.A.values(), *f.B.values())]
+        parts += [part for f in self.prompts.values() for part in (*f.u, *f.v)]
         assert parts, "nothing was captured"
         return torch.stack([0.0 * part.flatten()[:1].float().sum() for part in parts]).sum()
 
@@ -146,7 +164,7 @@ class AbstractRegularizer(ABC):
 
         Args:
             num_tasks: of the suite.
-            layers: by module, those that it may look at.
+            layers: by module, those that it may look at; none of prompts.
         """
 
     @abstractmethod

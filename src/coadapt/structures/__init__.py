@@ -10,8 +10,11 @@ from coadapt.structures.full import Full
 from coadapt.structures.heads import Heads, RoutedHeads
 from coadapt.structures.mixture import Mixture
 from coadapt.structures.single import Single
+from coadapt.structures.task_prompt import TaskPrompt
 
-Structure = Single | Bank | Heads | RoutedHeads | Experts | Mixture | Dora | Frozen | Full
+Structure = (
+    Single | Bank | Heads | RoutedHeads | Experts | Mixture | Dora | TaskPrompt | Frozen | Full
+)
 
 __all__ = [
     "AbstractPartitioned",
@@ -29,4 +32,5 @@ __all__ = [
     "Single",
     "Site",
     "Structure",
+    "TaskPrompt",
 ]

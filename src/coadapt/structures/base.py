@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from coadapt._errors import InputError
 from coadapt._seeds import named_generator
-from coadapt.adapters import AbstractAdapted, DependsOn, Gated, Route
+from coadapt.adapters import AbstractAdapted, DependsOn, Gated, Route, TaskPrompts
 from coadapt.config import to_plain
 from coadapt.inits import AbstractInit, BlockStart, Start
 from coadapt.planning import Plan
@@ -71,16 +71,29 @@ class Attached:
         blocks: the names of the blocks in the order in which they lie on the rank axis.
         owners: for each block the ids of the tasks that use it.
         held: the blocks that a module has, by its name, where that is not all of them.
+        prompts: by the name of an attention module; a block is then a task's own part.
     """
 
     layers: Mapping[str, AbstractAdapted[Gated]] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
     owners: tuple[tuple[int, ...], ...] = ()
     held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    prompts: Mapping[str, TaskPrompts] = field(default_factory=dict)
 
     def blocks_in(self, module: str) -> tuple[str, ...]:
         """Return the names of the blocks of a module's layer, in their order."""
         return self.held.get(module, self.blocks)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of the modules that something was added to."""
+        return (*self.layers, *self.prompts)
+
+    def of_block(self, block: int) -> list[nn.Parameter]:
+        """Return the parameters of a block, in a structure whose modules have all blocks."""
+        pairs = [(layer.A, layer.B) for layer in self.layers.values()]
+        pairs += [(prompts.u, prompts.v) for prompts in self.prompts.values()]
+        return [factors[block] for pair in pairs for factors in pair]
 
     def fold(self, task: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Return ``{module: (A, B)}``, see :meth:`AbstractAdapted.fold`."""
@@ -91,9 +104,16 @@ class Attached:
 
         ``block/module/A`` and so on; ``shared/module/A`` is the A under several heads, A0 and B0
         are of a frozen start, ``router/module/weight`` makes the logits of a map,
-        ``magnitude/module/weight`` holds the lengths of its rows.
+        ``magnitude/module/weight`` holds the lengths of its rows. Of prompts ``block/module/u`` and
+        ``/v``, and ``shared/module/theta``, ``/B`` and ``/g``.
         """
         found: dict[str, nn.Parameter] = {}
+        for name, prompts in self.prompts.items():
+            for key in ("theta", "B", "g"):
+                if (common := getattr(prompts, key)) is not None:
+                    found[f"shared/{name}/{key}"] = common
+            for block, u, v in zip(self.blocks, prompts.u, prompts.v, strict=True):
+                found[f"{block}/{name}/u"], found[f"{block}/{name}/v"] = u, v
         for name, layer in self.layers.items():
             for key in ("A", "B", "A0", "B0"):
                 factors = getattr(layer, key)

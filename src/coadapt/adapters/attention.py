@@ -1,0 +1,204 @@
+"""Extending the self-attention of a stock transformers model, through its registered functions."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from coadapt._errors import InputError
+from coadapt.adapters.layer import linear_shape
+
+EXTENSION = "attention_extension"  # under which an attention module holds what is added to it
+EXTENDABLE = ("eager", "sdpa")
+
+_CROSS = re.compile(r"cross_?attention|EncDecAttention|encoder_attn|cross_attn", re.IGNORECASE)
+_NUMBERED = re.compile(r"(.*?)\.(\d+)\.")
+
+# The maps that make keys and values, by the names that families give them; then those of one map
+# that makes the queries too.
+_APART = (("k_proj", "v_proj"), ("key", "value"), ("k", "v"), ("k_lin", "v_lin"))
+_JOINED = ("Wqkv", "query_key_value")
+
+
+class Extension(Protocol):
+    """What an attention module may hold."""
+
+    def extend(self, attention: nn.Module, query: Tensor, scaling: float | None) -> Tensor | None:
+        """Return (B, S, H, d_h) what is added to the heads' outputs, or None for nothing.
+
+        Args:
+            attention: the module.
+            query: (B, H, S, d_h), after its position embedding.
+            scaling: of the scores; None for 1 / sqrt(d_h).
+        """
+
+
+def self_attentions(backbone: nn.Module) -> dict[str, list[str]]:
+    """Return the names of the self-attention modules in order, by the stack of layers they are in.
+
+    A stack is an encoder's or a decoder's list of layers. Cross-attention is left out.
+
+    Raises:
+        InputError: if there is none whose keys and values are known.
+    """
+    stacks: dict[str, list[str]] = {}
+    for name, module in backbone.named_modules():
+        match = _NUMBERED.match(f"{name}.")
+        if match and _maps(module) and not _CROSS.search(name):
+            stacks.setdefault(match[1], []).append(name)
+    if not stacks:
+        pairs = ", ".join(f"{key}/{value}" for key, value in _APART)
+        raise InputError(
+            f"a {type(backbone).__name__} has no attention whose keys and values are known (maps "
+            f"named {pairs}, {' or '.join(_JOINED)}); prompts cannot be put into it"
+        )
+    return stacks
+
+
+def _maps(attention: nn.Module) -> tuple[str, ...]:
+    """Return the names of the maps that make keys and values, one where it makes both, or none."""
+    for names in (*_APART, *((name,) for name in _JOINED)):
+        maps = [getattr(attention, name, None) for name in names]
+        if all(isinstance(m, nn.Module) and linear_shape(m) for m in maps):
+            return names
+    return ()
+
+
+def width(attention: nn.Module) -> int:
+    """Return d, the length of the vectors that an attention module reads."""
+    shape = linear_shape(getattr(attention, _maps(attention)[0]))
+    assert shape is not None
+    return shape[0]
+
+
+def number_of_heads(attention: nn.Module) -> int:
+    """Return H, how many heads of queries an attention module has."""
+    for holder in (attention, attention.config):
+        for name in ("num_heads", "num_attention_heads", "n_heads"):
+            found = getattr(holder, name, None)
+            if isinstance(found, int):
+                return found
+    raise InputError(f"how many heads a {type(attention).__name__} has is not known")
+
+
+def keys_and_values(attention: nn.Module, x: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+    """Return the keys and values, (N, H_kv, L, d_h) each, that an attention module makes of x.
+
+    By its own frozen maps, biases and norms, without a position embedding.
+
+    Args:
+        attention: the module.
+        x: (N, L, d) in the dtype of its weights.
+        head_width: d_h.
+    """
+    config: Any = attention.config
+    names, family = _maps(attention), config.model_type
+    if len(names) == 2:
+        keys, values = (getattr(attention, name)(x) for name in names)
+        heads = (*x.shape[:-1], -1, head_width)
+        norm = getattr(attention, "k_norm", None)
+        # Over all heads together in some families (OLMo 2), in each head in others (Qwen 3).
+        if norm is not None and norm.weight.numel() == keys.shape[-1]:
+            keys, norm = norm(keys), None
+        keys, values = keys.view(heads), values.view(heads)
+        keys = keys if norm is None else norm(keys)
+    elif names == ("Wqkv",):
+        joined = attention.Wqkv(x).view(*x.shape[:-1], 3, -1, head_width)  # pyright: ignore[reportCallIssue]
+        _, keys, values = joined.unbind(dim=-3)
+    elif family in ("gpt_neox", "gpt_neox_japanese"):
+        joined = attention.query_key_value(x).view(*x.shape[:-1], -1, 3 * head_width)  # pyright: ignore[reportCallIssue]
+        _, keys, values = joined.chunk(3, dim=-1)
+    else:
+        raise InputError(
+            f"where the keys lie in '{names[0]}' of model type '{family}' is not known; prompts "
+            "cannot be put into it"
+        )
+    return keys.transpose(-3, -2), values.transpose(-3, -2)
+
+
+def extend_attention(backbone: PreTrainedModel, extensions: dict[str, Any]) -> None:
+    """Let self-attention modules add what an extension makes of their queries.
+
+    The model keeps its own attention function, masks and position biases: they are called as
+    before, through functions that are registered with transformers under a name of ours. Whatever
+    has no extension, cross-attention too, is as it was.
+
+    Args:
+        backbone: edited in place.
+        extensions: modules that are an :class:`Extension`, by the name of an attention module.
+
+    Raises:
+        InputError: if the backbone runs an attention that cannot be extended.
+    """
+    given = backbone.config._attn_implementation
+    if given not in EXTENDABLE:
+        raise InputError(
+            f"prompts cannot be put into attention '{given}'; set model.attn_implementation to "
+            + " or ".join(EXTENDABLE)
+        )
+    if not backbone._can_set_attn_implementation():
+        raise InputError(
+            f"a {type(backbone).__name__} of this transformers does not run its attention through "
+            "transformers' registered functions, so prompts cannot be put into it"
+        )
+    name = f"{given}_with_extension"
+    # Without a mask function of this name transformers would leave out the padding mask unsaid.
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, {"eager": eager_mask, "sdpa": sdpa_mask}[given])
+    ALL_ATTENTION_FUNCTIONS.register(name, _extended(given))
+    backbone.set_attn_implementation(name)
+    for module, extension in extensions.items():
+        backbone.get_submodule(module).add_module(EXTENSION, extension)
+
+
+def _extended(given: str) -> Callable[..., Any]:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Any]:
+        # Each family has an eager function of its own; the others are in transformers' table.
+        own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        stock = own if given == "eager" else ALL_ATTENTION_FUNCTIONS[given]
+        output, weights = stock(module, query, key, value, mask, **kwargs)  # pyright: ignore[reportOptionalCall]
+        extension: Extension | None = getattr(module, EXTENSION, None)
+        if extension is None:
+            return output, weights
+        added = extension.extend(module, query, kwargs.get("scaling"))
+        return (output if added is None else output + added.to(output.dtype)), weights
+
+    return attend
+
+
+def last_layers(stacks: dict[str, list[str]], number: int | None) -> list[str]:
+    """Return the last layers' modules of each stack; half of them, rounded up, if None.
+
+    Args:
+        stacks: of :func:`self_attentions`.
+        number: of layers.
+
+    Raises:
+        InputError: if a stack has fewer layers.
+    """
+    found: list[str] = []
+    for stack, names in stacks.items():
+        count = (len(names) + 1) // 2 if number is None else number
+        if count > len(names):
+            raise InputError(f"layers: {count} is more than '{stack}' has, {len(names)}")
+        found += names[len(names) - count :]
+    return found
+
+
+def matching(stacks: dict[str, list[str]], names: Sequence[str]) -> list[str]:
+    """Return the modules among a model's self-attentions that are named, in the model's order.
+
+    Raises:
+        InputError: if one is not there.
+    """
+    every = [name for stack in stacks.values() for name in stack]
+    for name in names:
+        if name not in every:
+            raise InputError(f"layers: no self-attention is named '{name}'; found {every}")
+    return [name for name in every if name in names]
