@@ -187,7 +187,7 @@ def test_a_row_trains_exactly_its_own_parameters(name, trained, tiny_bert):
         assert all(len(row["history"]) == 40 for row in found.values())
     base = AutoModel.from_pretrained(tiny_bert).state_dict()
     backbone = trained.model.backbone.state_dict()
-    ours = (".A.", ".B.", ".A0.", ".B0.", ".gate.", ".m.")
+    ours = (".A.", ".B.", ".A0.", ".B0.", ".gate.", ".m.", ".attention_extension.")
     own = {key: w for key, w in backbone.items() if not any(part in f"{key}." for part in ours)}
     assert len(own) == len(base) - 2  # its pooler is left out
     moved = {key for key, w in own.items() if not torch.equal(w, base[key.replace(".base.", ".")])}
