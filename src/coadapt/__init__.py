@@ -15,6 +15,7 @@ from coadapt._errors import InputError
 from coadapt._version import __version__
 
 if TYPE_CHECKING:
+    from coadapt.adapting import adapt
     from coadapt.backbone import ModelConfig
     from coadapt.diagnosis import (
         Diagnosis,
@@ -55,6 +56,7 @@ _HOME = {
     "Run": "runs",
     "Task": "tasks",
     "TaskSuite": "tasks",
+    "adapt": "adapting",
     "diagnose": "diagnosis",
     "diagnose_adapters": "diagnosis",
     "diagnose_run": "diagnosis",
@@ -84,6 +86,7 @@ __all__ = [
     "Task",
     "TaskSuite",
     "__version__",
+    "adapt",
     "compare",
     "diagnose",
     "diagnose_adapters",

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from coadapt._version import __version__
+from coadapt.verbs.adapting import adapt
 from coadapt.verbs.common import out
 from coadapt.verbs.merging import merge
 from coadapt.verbs.running import compose, evaluate, export, predict, train
@@ -53,6 +54,7 @@ for verb in (
     evaluate,
     predict,
     export,
+    adapt,
     compose,
     merge,
     study,

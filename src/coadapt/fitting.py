@@ -20,6 +20,7 @@ from coadapt.backbone import ModelConfig
 from coadapt.checkpoints import STATE, check_checkpoint, last_checkpoint
 from coadapt.config import changed_keys, to_plain
 from coadapt.evaluation import TaskScores, evaluate_model
+from coadapt.inits import Start
 from coadapt.loading import Loader
 from coadapt.merging.after_training import after_training, check_compose
 from coadapt.model import MultiTaskModel, build_model
@@ -99,6 +100,7 @@ def fit(
     loader: Loader | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     statistics: str | Path | None = None,
+    prepare: Callable[[MultiTaskModel], None] | None = None,
 ) -> Run:
     """Train the run that ``config`` describes in ``output``, see :func:`train`.
 
@@ -110,6 +112,7 @@ def fit(
         loader: keeps what several runs share.
         callbacks: told of the training's course, besides our own.
         statistics: see :func:`train`.
+        prepare: is given the fresh model, to put into it what is trained already.
     """
     loader = loader or Loader()
     args = training_arguments(config, suite, output)
@@ -123,16 +126,9 @@ def fit(
     # What is wrong with the configuration or the data shows here, before anything is written.
     folder = statistics or output / "tmp-statistics"  # which goes when the run has finished
     plan, start = prepare_start(config, suite, folder, loader, quiet=bool(args.disable_tqdm))
-    model = build_model(
-        config.model,
-        suite.tasks,
-        config.recipe,
-        plan,
-        loss_mean=config.loss_mean,
-        seed=config.seed,
-        loader=loader,
-        start=start,
-    )
+    model = _build_model(config, suite, plan, start, loader)
+    if prepare is not None:
+        prepare(model)
     trainer = _build_trainer(model, config, suite, args, config_hash, loader)
     for callback in callbacks:
         trainer.add_callback(callback)
@@ -159,6 +155,21 @@ def fit(
             write_start(output, config, model.plan, start)
         state.wait_for_everyone()
     return Run(output, config, suite, model, loader)
+
+
+def _build_model(
+    config: RunConfig, suite: TaskSuite, plan: Plan | None, start: Start, loader: Loader
+) -> MultiTaskModel:
+    return build_model(
+        config.model,
+        suite.tasks,
+        config.recipe,
+        plan,
+        loss_mean=config.loss_mean,
+        seed=config.seed,
+        loader=loader,
+        start=start,
+    )
 
 
 def _build_trainer(

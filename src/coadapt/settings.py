@@ -40,6 +40,7 @@ class RunConfig:
             validation score; a task's name the one of that task's best validation score.
         seed: of adapters, heads, order and dropout.
         training: handed to ``transformers.TrainingArguments`` untouched.
+        adapted_from: the hash of the adapter of the run that this one takes frozen parts from.
     """
 
     model: ModelConfig
@@ -54,6 +55,7 @@ class RunConfig:
     best: str | None = None
     seed: int = 0
     training: dict[str, Any] = field(default_factory=dict)
+    adapted_from: str | None = field(default=None, metadata=LATER)
 
     def hash(self, suite: TaskSuite) -> str:
         """Return a short hash of everything that decides the result."""

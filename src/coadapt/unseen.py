@@ -150,6 +150,9 @@ def serve(
     _check_rule(rule, names)
     if model.recipe.structure.depends_on != "task" or len(names) == 1:
         return Service(like=names[0], gates=None, told="the blocks that serve every row")
+    if rule in (None, "shared") and attached.prompts:
+        off = (0.0,) * len(attached.blocks)
+        return Service(like=None, gates=off, told="the prompt that all tasks share")
     if rule is None or rule == "shared":
         common = [len(owners) == len(names) for owners in attached.owners]
         if not any(common):

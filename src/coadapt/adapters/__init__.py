@@ -1,5 +1,6 @@
 """The partitioned-rank layer and what surrounds it."""
 
+from coadapt.adapters.block_shares import BlockShares
 from coadapt.adapters.dora import DoraLinear
 from coadapt.adapters.gate import AbstractGate, ConstantGate, DependsOn, Route, RouterGate, TaskGate
 from coadapt.adapters.inject import eject, feed_forward_groups, inject, target_names
@@ -18,6 +19,7 @@ __all__ = [
     "AbstractAdapted",
     "AbstractGate",
     "AbstractSlotted",
+    "BlockShares",
     "ConstantGate",
     "DependsOn",
     "DoraLinear",

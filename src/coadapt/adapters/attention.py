@@ -23,6 +23,10 @@ _NUMBERED = re.compile(r"(.*?)\.(\d+)\.")
 # that makes the queries too.
 _APART = (("k_proj", "v_proj"), ("key", "value"), ("k", "v"), ("k_lin", "v_lin"))
 _JOINED = ("Wqkv", "query_key_value")
+_INTERLEAVED = ("gpt_neox", "gpt_neox_japanese")  # a head's query, key and value together
+
+# What else some families do to keys or values, which `keys_and_values` does not.
+_UNKNOWN = re.compile(r"(?!k_norm$)(qk|kv|k|key|v|value)_?(layer)?_?norm")
 
 
 class Extension(Protocol):
@@ -78,7 +82,7 @@ def width(attention: nn.Module) -> int:
 
 def number_of_heads(attention: nn.Module) -> int:
     """Return H, how many heads of queries an attention module has."""
-    for holder in (attention, attention.config):
+    for holder in (attention, getattr(attention, "config", None)):
         for name in ("num_heads", "num_attention_heads", "n_heads"):
             found = getattr(holder, name, None)
             if isinstance(found, int):
@@ -96,29 +100,41 @@ def keys_and_values(attention: nn.Module, x: Tensor, head_width: int) -> tuple[T
         x: (N, L, d) in the dtype of its weights.
         head_width: d_h.
     """
-    config: Any = attention.config
-    names, family = _maps(attention), config.model_type
+    names = _maps(attention)
     if len(names) == 2:
         keys, values = (getattr(attention, name)(x) for name in names)
         heads = (*x.shape[:-1], -1, head_width)
         norm = getattr(attention, "k_norm", None)
-        # Over all heads together in some families (OLMo 2), in each head in others (Qwen 3).
-        if norm is not None and norm.weight.numel() == keys.shape[-1]:
+        # Over all heads together in some families (OLMo 2), in each head in others (Qwen 3; with
+        # weights for each head: Cohere; without any: NanoChat).
+        weight = getattr(norm, "weight", None)
+        if norm is not None and weight is not None and weight.shape == keys.shape[-1:]:
             keys, norm = norm(keys), None
         keys, values = keys.view(heads), values.view(heads)
         keys = keys if norm is None else norm(keys)
     elif names == ("Wqkv",):
         joined = attention.Wqkv(x).view(*x.shape[:-1], 3, -1, head_width)  # pyright: ignore[reportCallIssue]
         _, keys, values = joined.unbind(dim=-3)
-    elif family in ("gpt_neox", "gpt_neox_japanese"):
+    else:  # as `_refuse_unknown` has seen to
         joined = attention.query_key_value(x).view(*x.shape[:-1], -1, 3 * head_width)  # pyright: ignore[reportCallIssue]
         _, keys, values = joined.chunk(3, dim=-1)
-    else:
-        raise InputError(
-            f"where the keys lie in '{names[0]}' of model type '{family}' is not known; prompts "
-            "cannot be put into it"
-        )
     return keys.transpose(-3, -2), values.transpose(-3, -2)
+
+
+def _refuse_unknown(attention: nn.Module) -> None:
+    """Refuse a module that makes its keys and values otherwise than `keys_and_values`."""
+    config: Any = getattr(attention, "config", None)
+    family = getattr(config, "model_type", type(attention).__name__)
+    found = [name for name, _ in attention.named_children() if _UNKNOWN.fullmatch(name)]
+    if getattr(config, "clip_qkv", None) is not None:
+        found.append("clip_qkv")
+    if _maps(attention) == ("query_key_value",) and family not in _INTERLEAVED:
+        found.append("query_key_value")
+    if found:
+        raise InputError(
+            f"how the attention of model type '{family}' makes its keys and values is not known, "
+            f"for its '{found[0]}'; prompts cannot be put into it"
+        )
 
 
 def extend_attention(backbone: PreTrainedModel, extensions: dict[str, Any]) -> None:
@@ -146,6 +162,8 @@ def extend_attention(backbone: PreTrainedModel, extensions: dict[str, Any]) -> N
             f"a {type(backbone).__name__} of this transformers does not run its attention through "
             "transformers' registered functions, so prompts cannot be put into it"
         )
+    for module in extensions:
+        _refuse_unknown(backbone.get_submodule(module))
     name = f"{given}_with_extension"
     # Without a mask function of this name transformers would leave out the padding mask unsaid.
     ALL_MASK_ATTENTION_FUNCTIONS.register(name, {"eager": eager_mask, "sdpa": sdpa_mask}[given])

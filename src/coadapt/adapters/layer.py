@@ -308,6 +308,19 @@ class PartitionedLinear(AbstractAdapted[AbstractGate]):
         return torch.cat(A), torch.cat(B, dim=1)
 
     @torch.no_grad()
+    def fold_block(self, block: int) -> tuple[Tensor, Tensor]:
+        """Return float32 (A, B) of one block at a gate of 1, scale and offset folded in.
+
+        Not for heads over one A, of which :meth:`fold` returns the sum.
+        """
+        assert not self.shared_A
+        A, B = [self.A[block].float()], [self.scale * self.B[block].float()]
+        if self.A0:
+            A.append(self.A0[block].float())
+            B.append(-self.scale * self.B0[block].float())
+        return torch.cat(A), torch.cat(B, dim=1)
+
+    @torch.no_grad()
     def delta(self, task: int) -> Tensor:
         """Return float32 (out, in) ``B A`` of :meth:`fold`, which raises where there is none."""
         A, B = self.fold(task)

@@ -3,6 +3,7 @@
 from coadapt.structures._partition import AbstractPartitioned
 from coadapt.structures.bank import Bank
 from coadapt.structures.base import AbstractStructure, Attached, ShipsAs, Site
+from coadapt.structures.composed import Composed
 from coadapt.structures.dora import Dora
 from coadapt.structures.experts import Experts
 from coadapt.structures.frozen import Frozen
@@ -13,7 +14,17 @@ from coadapt.structures.single import Single
 from coadapt.structures.task_prompt import TaskPrompt
 
 Structure = (
-    Single | Bank | Heads | RoutedHeads | Experts | Mixture | Dora | TaskPrompt | Frozen | Full
+    Single
+    | Bank
+    | Composed
+    | Heads
+    | RoutedHeads
+    | Experts
+    | Mixture
+    | Dora
+    | TaskPrompt
+    | Frozen
+    | Full
 )
 
 __all__ = [
@@ -21,6 +32,7 @@ __all__ = [
     "AbstractStructure",
     "Attached",
     "Bank",
+    "Composed",
     "Dora",
     "Experts",
     "Frozen",

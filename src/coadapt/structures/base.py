@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from coadapt._errors import InputError
 from coadapt._seeds import named_generator
-from coadapt.adapters import AbstractAdapted, DependsOn, Gated, Route, TaskPrompts
+from coadapt.adapters import (
+    AbstractAdapted,
+    BlockShares,
+    DependsOn,
+    Gated,
+    Route,
+    TaskPrompts,
+)
 from coadapt.config import to_plain
 from coadapt.inits import AbstractInit, BlockStart, Start
 from coadapt.planning import Plan
@@ -104,7 +111,8 @@ class Attached:
 
         ``block/module/A`` and so on; ``shared/module/A`` is the A under several heads, A0 and B0
         are of a frozen start, ``router/module/weight`` makes the logits of a map,
-        ``magnitude/module/weight`` holds the lengths of its rows. Of prompts ``block/module/u`` and
+        ``magnitude/module/weight`` holds the lengths of its rows, ``shares/module/weight`` what a
+        new task takes of each block. Of prompts ``block/module/u`` and
         ``/v``, and ``shared/module/theta``, ``/B`` and ``/g``.
         """
         found: dict[str, nn.Parameter] = {}
@@ -122,6 +130,8 @@ class Attached:
                     found[f"{block}/{name}/{key}"] = factor
             if layer.gate.router is not None:
                 found[f"router/{name}/weight"] = layer.gate.router
+            if isinstance(layer.gate, BlockShares):
+                found[f"shares/{name}/weight"] = layer.gate.shares
             if layer.m is not None:
                 found[f"magnitude/{name}/weight"] = layer.m
         return found

@@ -83,6 +83,8 @@ class TaskPrompt(AbstractStructure):
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise InputError(f"{name} must be at least {least}, not {value}")
+        if self.layers == ():
+            raise InputError("layers: name at least one self-attention module")
         if not self.scale > 0:
             raise InputError(f"scale must be positive, not {self.scale}")
 
