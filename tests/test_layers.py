@@ -35,7 +35,7 @@ LEVELS = [
     ],
     [
         *("checkpoints", "saving", "_progress", "arguments", "resuming", "stepping", "training"),
-        *("runs", "statistics", "starting", "fitting", "transfer", "adapting"),
+        *("runs", "statistics", "layer_similarity", "starting", "fitting", "transfer", "adapting"),
         *("evaluation", "unseen", "prediction", "predictions", "exporting", "importing", "merging"),
     ],
     ["diagnosis", "analysis"],

@@ -20,7 +20,6 @@ from coadapt.backbone import ModelConfig
 from coadapt.checkpoints import STATE, check_checkpoint, last_checkpoint
 from coadapt.config import changed_keys, to_plain
 from coadapt.evaluation import TaskScores, evaluate_model
-from coadapt.inits import Start
 from coadapt.loading import Loader
 from coadapt.merging.after_training import after_training, check_compose
 from coadapt.model import MultiTaskModel, build_model
@@ -38,7 +37,7 @@ from coadapt.runs import (
 )
 from coadapt.saving import save_adapter
 from coadapt.settings import RunConfig, merge_for_api, resolve
-from coadapt.starting import prepare_start, write_start
+from coadapt.starting import Prepared, prepare_start, write_start
 from coadapt.tasks import TaskSuite, load_suite
 from coadapt.tasks.render import TaskDataset
 from coadapt.training import METRICS_FILE, MultiTaskTrainer
@@ -125,8 +124,8 @@ def fit(
         return Run(output, config, suite, loader=loader)
     # What is wrong with the configuration or the data shows here, before anything is written.
     folder = statistics or output / "tmp-statistics"  # which goes when the run has finished
-    plan, start = prepare_start(config, suite, folder, loader, quiet=bool(args.disable_tqdm))
-    model = _build_model(config, suite, plan, start, loader)
+    prepared = prepare_start(config, suite, folder, loader, quiet=bool(args.disable_tqdm))
+    model = _build_model(config, suite, prepared, loader)
     if prepare is not None:
         prepare(model)
     trainer = _build_trainer(model, config, suite, args, config_hash, loader)
@@ -152,23 +151,23 @@ def fit(
             trainer.refuse_bad_weights()
             save_adapter(model, output / ADAPTER)
             _finish(output, trainer, time.perf_counter() - began, told)
-            write_start(output, config, model.plan, start)
+            write_start(output, config, model.plan, prepared)
         state.wait_for_everyone()
     return Run(output, config, suite, model, loader)
 
 
 def _build_model(
-    config: RunConfig, suite: TaskSuite, plan: Plan | None, start: Start, loader: Loader
+    config: RunConfig, suite: TaskSuite, prepared: Prepared, loader: Loader
 ) -> MultiTaskModel:
     return build_model(
         config.model,
         suite.tasks,
-        config.recipe,
-        plan,
+        prepared.recipe,
+        prepared.plan,
         loss_mean=config.loss_mean,
         seed=config.seed,
         loader=loader,
-        start=start,
+        start=prepared.start,
     )
 
 

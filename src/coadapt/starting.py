@@ -1,26 +1,47 @@
 """What a run's blocks start from, and the ranks that follow from it."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from coadapt._files import write_json, write_text
 from coadapt.config import dump_yaml, to_plain
 from coadapt.inits import AbstractStatisticalInit, Start
+from coadapt.layer_similarity import LayerSimilarity, find_last_layers
 from coadapt.loading import Loader
 from coadapt.planning import Plan
+from coadapt.recipe import Recipe
 from coadapt.runs import PLAN
 from coadapt.settings import RunConfig
 from coadapt.spectra import spectral_entropy_of
 from coadapt.statistics import Request, gather_spectra
+from coadapt.structures import TaskPrompt
 from coadapt.tasks import TaskSuite
 
 STATISTICS = "statistics.json"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a run's model is built from.
+
+    Attributes:
+        recipe: with the layers that were found, where it asks for some to be.
+        plan: with the ranks that followed from the statistics, if any.
+        start: what the init fills blocks from.
+        layers: what the choice of layers rests on.
+    """
+
+    recipe: Recipe
+    plan: Plan | None
+    start: Start = Start()
+    layers: LayerSimilarity | None = None
+
+
 def prepare_start(
     config: RunConfig, suite: TaskSuite, folder: str | Path, loader: Loader, *, quiet: bool
-) -> tuple[Plan | None, Start]:
-    """Return the plan and start of a run, after gathering what its init asks for.
+) -> Prepared:
+    """Return what a run's model is built from, after gathering what its recipe asks for.
 
     Args:
         config: of the run.
@@ -29,9 +50,14 @@ def prepare_start(
         loader: keeps what several runs share.
         quiet: whether to show no bar.
     """
-    init, plan = config.recipe.init, config.plan
+    recipe, plan = config.recipe, config.plan
+    init, structure = recipe.init, recipe.structure
+    if isinstance(structure, TaskPrompt) and structure.layers == "similarity":
+        found = find_last_layers(config, suite, loader)
+        recipe = replace(recipe, structure=replace(structure, layers=found.chosen))
+        return Prepared(recipe=recipe, plan=plan, layers=found)
     if not isinstance(init, AbstractStatisticalInit):
-        return plan, Start()
+        return Prepared(recipe=recipe, plan=plan)
     assert plan is not None, "a recipe with such an init divides the rank axis"
     request = Request(model=config.model, init=init, rank=plan.budget, seed=config.seed)
     how = [to_plain(config.model), init.identity(), plan.budget, config.seed]
@@ -39,7 +65,7 @@ def prepare_start(
         [how, suite.whole.to_plain(), list(suite.names)],
         lambda: gather_spectra(request, suite, folder, loader=loader, quiet=quiet),
     )
-    return init.refine(plan, spectra), Start(spectra=spectra)
+    return Prepared(recipe=recipe, plan=init.refine(plan, spectra), start=Start(spectra=spectra))
 
 
 def describe_start(plan: Plan, start: Start) -> dict[str, Any]:
@@ -67,15 +93,20 @@ def describe_start(plan: Plan, start: Start) -> dict[str, Any]:
     }
 
 
-def write_start(output: Path, config: RunConfig, plan: Plan | None, start: Start) -> None:
-    """Write the plan that a run was trained with, and what its ranks came from.
+def write_start(output: Path, config: RunConfig, plan: Plan | None, prepared: Prepared) -> None:
+    """Write the plan that a run was trained with, and what its ranks or layers came from.
 
     Args:
         output: the run's folder.
         config: with the plan that was asked for.
         plan: that was taken.
-        start: with the spectra.
+        prepared: with the spectra or the layers' similarity.
     """
+    start, layers = prepared.start, prepared.layers
+    if layers is not None:
+        similarity = {stack: values.tolist() for stack, values in layers.matrices.items()}
+        told = {"interlayer_similarity": similarity, "layers": list(layers.chosen)}
+        write_json(output / STATISTICS, told)
     if plan is not None and plan != config.plan:
         write_text(output / PLAN, dump_yaml(to_plain(plan)))
     if plan is not None and start.spectra:

@@ -64,6 +64,17 @@ def self_attentions(backbone: nn.Module) -> dict[str, list[str]]:
     return stacks
 
 
+def layer_of(name: str) -> str:
+    """Return the name of the layer that a self-attention module of that name is a part of.
+
+    >>> layer_of("encoder.layer.3.attention.self")
+    'encoder.layer.3'
+    """
+    match = _NUMBERED.match(f"{name}.")
+    assert match is not None
+    return f"{match[1]}.{match[2]}"
+
+
 def _maps(attention: nn.Module) -> tuple[str, ...]:
     """Return the names of the maps that make keys and values, one where it makes both, or none."""
     for names in (*_APART, *((name,) for name in _JOINED)):
