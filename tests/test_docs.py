@@ -68,7 +68,7 @@ def test_the_benchmarks_studies_are_studies(file: Path):
     assert len(study.seeds) >= (2 if small else 3)
     numbers = {len(study.trials_of(name)) for name in study.recipes}
     assert numbers in ([{2}] if small else [{3}, {4}])
-    assert len(suite.names) == {"glue_local": 6, "commonsense8": 9}.get(suite.name, 7)
+    assert len(suite.names) == {"glue_local": 6, "commonsense8": 9, "twins": 4}.get(suite.name, 7)
 
 
 def test_plan_of_the_docs_is_one():
