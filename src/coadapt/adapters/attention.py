@@ -15,6 +15,7 @@ from coadapt.adapters.layer import linear_shape
 
 EXTENSION = "attention_extension"  # under which an attention module holds what is added to it
 EXTENDABLE = ("eager", "sdpa")
+_SUFFIX = "_with_extension"
 
 _CROSS = re.compile(r"cross_?attention|EncDecAttention|encoder_attn|cross_attn", re.IGNORECASE)
 _NUMBERED = re.compile(r"(.*?)\.(\d+)\.")
@@ -162,7 +163,8 @@ def extend_attention(backbone: PreTrainedModel, extensions: dict[str, Any]) -> N
     Raises:
         InputError: if the backbone runs an attention that cannot be extended.
     """
-    given = backbone.config._attn_implementation
+    # Models that were made of one configuration object have one name of their attention together.
+    given = str(backbone.config._attn_implementation).removesuffix(_SUFFIX)
     if given not in EXTENDABLE:
         raise InputError(
             f"prompts cannot be put into attention '{given}'; set model.attn_implementation to "
@@ -175,7 +177,7 @@ def extend_attention(backbone: PreTrainedModel, extensions: dict[str, Any]) -> N
         )
     for module in extensions:
         _refuse_unknown(backbone.get_submodule(module))
-    name = f"{given}_with_extension"
+    name = given + _SUFFIX
     # Without a mask function of this name transformers would leave out the padding mask unsaid.
     ALL_MASK_ATTENTION_FUNCTIONS.register(name, {"eager": eager_mask, "sdpa": sdpa_mask}[given])
     ALL_ATTENTION_FUNCTIONS.register(name, _extended(given))
