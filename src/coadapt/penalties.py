@@ -22,8 +22,6 @@ from coadapt.regularizers import (
 from coadapt.structures import Attached
 from coadapt.tasks.language import answer_tokens
 
-_LASTING = (Need.WEIGHTS, Need.PROMPTS)  # there without a forward
-
 
 @dataclass(frozen=True)
 class _Term:
@@ -63,17 +61,22 @@ class Penalties:
         for regularizer in regularizers:
             kind, needs = regularizer.kind, regularizer.needs
             known = _known(attached, needs, apart)
+            if not known and needs is Need.PROMPTS:
+                raise InputError(
+                    f"regularizer '{kind}' looks at the tasks' own part of prompts, and there is "
+                    "none with fast_rank 0; drop it, or set fast_rank to 1"
+                )
             if not known:
                 raise InputError(
                     f"regularizer '{kind}' has nothing to look at: no adapted module "
-                    + ("of the encoder " if apart and needs not in _LASTING else "")
+                    + ("of the encoder " if apart and not needs.lasting else "")
                     + ("has a router" if needs is Need.ROUTING else "is there")
                 )
             layers = {name: self._factors(name) for name in known if name in attached.layers}
             regularizer.check(num_tasks, layers)
             term = _Term(regularizer, kind, regularizer.select(known))
             self._terms.append(term)
-            if needs not in _LASTING:
+            if not needs.lasting:
                 self.watched.setdefault(needs, set()).update(term.modules)
 
     def __call__(
@@ -109,7 +112,7 @@ class Penalties:
         Args:
             task_ids: (0,).
         """
-        terms = [term for term in self._terms if term.regularizer.needs in _LASTING]
+        terms = [term for term in self._terms if term.regularizer.needs.lasting]
         nothing = Captured(task_ids=task_ids, valid=task_ids.new_zeros(0, 1, dtype=torch.bool))
         return self._add_up(terms, nothing, {})
 

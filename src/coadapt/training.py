@@ -15,7 +15,6 @@ from coadapt._errors import InputError, TrainingDiverged
 from coadapt._progress import ProgressBar
 from coadapt.evaluation import TaskScores, flatten
 from coadapt.model import MultiTaskModel
-from coadapt.regularizers import Need
 from coadapt.resuming import AbstractResumingTrainer
 from coadapt.stepping import BalancedStep
 from coadapt.tasks.language import LanguageCollator
@@ -288,7 +287,7 @@ def refuse_re_entrant(args: TrainingArguments, model: MultiTaskModel) -> None:
     """
     recipe, options = model.recipe, args.activation_checkpointing_kwargs
     re_entrant = isinstance(options, dict) and options.get("use_reentrant", False)
-    looks = any(part.needs is not Need.WEIGHTS for part in recipe.regularizers)
+    looks = any(not part.needs.lasting for part in recipe.regularizers)
     looks = looks or (recipe.balancing and recipe.balancing.needs_jacobian)
     if args.activation_checkpointing and re_entrant and looks:
         raise InputError(

@@ -73,7 +73,12 @@ class TaskPrompts(nn.Module):
         sizes = {"layer": 1, "head": num_heads, "none": 0}
         self.g = nn.Parameter(torch.zeros(sizes[gate], device=device)) if gate != "none" else None
         self.scale, self.route = scale, route
-        self._kept: dict[int | None, Kept] = {}
+        self._kept: dict[int, Kept] = {}
+
+    def train(self, mode: bool = True) -> "TaskPrompts":
+        """Change the mode and forget what was kept; the weights may be edited in between."""
+        self._kept.clear()
+        return super().train(mode)
 
     def prompts(self, tasks: Sequence[int]) -> Tensor:
         """Return (N, L, d) the prompts of some tasks."""
@@ -147,6 +152,9 @@ class TaskPrompts(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return keys and values a task, those of before where no weight has changed since."""
         if self.route.every_block:  # gradients will be asked for
+            # A fused optimizer changes the weights and not their versions; a forward like this one
+            # comes before.
+            self._kept.clear()
             prompts = self.prompts(tasks).to(query.dtype)
             return keys_and_values(attention, prompts, query.shape[-1])
         parts = [self._remembered(attention, query, task) for task in tasks]

@@ -26,6 +26,11 @@ class Need(StrEnum):
     WEIGHTS = "weights"
     PROMPTS = "prompts"
 
+    @property
+    def lasting(self) -> bool:
+        """Whether it is there without a forward."""
+        return self in (Need.WEIGHTS, Need.PROMPTS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
