@@ -36,9 +36,9 @@ class TaskPrompt(AbstractStructure):
     ``docs/methods/ta_lora.md`` for what the paper leaves open.
 
     At start g = 0 and the base model's function is kept to the bit; but for decay the first step
-    moves only g, the second everything. :math:`\theta_0` and V_i are N(0, 0.02^2), B N(0, 1/k)
-    and U_i N(0, 1), so that an entry of what is a task's own is about 0.02 too. In the Hadamard form U_i and V_i are
-    N(1, 0.02^2), U_i over q, so that P_i starts near :math:`\theta_0`.
+    moves only g, the second everything. :math:`\theta_0` and V_i are N(0, 0.02^2), B is N(0, 1/k)
+    and U_i N(0, 1), so that an entry of what is a task's own is about 0.02 too. In the Hadamard
+    form U_i and V_i are N(1, 0.02^2), U_i over q, so that P_i starts near :math:`\theta_0`.
 
     It is no weight update: it cannot be merged or exported as a LoRA, and runs as the run itself.
 
