@@ -8,7 +8,7 @@ scarce and with more rows. On each, a diagnosis of the training rows gives a pla
 study with equal tuning trains shared, private and clustered adapters of one rank budget on three
 seeds. The clusters are those of ``--sharing clustered``, whatever auto advises.
 Half of the suites (``tune``) may be looked at to improve the planner, the others (``held out``)
-judge it.
+judge it: the thresholds with the least regret on the one half are reported on both.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from coadapt._stats import mean_interval, outcome, paired_difference
 from coadapt.config import dump_yaml, parse
 from coadapt.diagnosis import Diagnosis, DiagnosisConfig, examine, load_diagnosis
 from coadapt.planners import propose
+from coadapt.planners.auto import DEFAULT, Thresholds, advise
+from coadapt.planners.evidence import gather
 from coadapt.study.comparison import finite
 
 RESULTS = Path(__file__).parent / "results" / "predicts"
@@ -188,14 +191,38 @@ def report(console: Console) -> dict[str, Any]:
         if mine:
             found[part] = summed(mine)
             console.print(_sheet(part, mine).to_rich())
+    limits = tuned([row for row in results if row["part"] == "tune"])
+    found["thresholds tuned on tune"] = {
+        "limits": {name: str(value) for name, value in vars(limits).items()},
+        **{
+            part: summed([judge(row, limits) for row in results if row["part"] == part])
+            for part in ("tune", "held out")
+        },
+    }
     found = finite(found)  # one suite has no interval
     write_json(RESULTS.parent / "predicts_summary.json", found)
     return found
 
 
-def judge(result: dict[str, Any]) -> dict[str, Any]:
+def tuned(results: list[dict[str, Any]]) -> Thresholds:
+    """Return the thresholds of a grid with the least mean regret, the defaults first of equals."""
+
+    def regret(limits: Thresholds) -> float:
+        return float(np.mean([judge(row, limits)["regret"]["oracle"] for row in results]))
+
+    grid = [
+        Thresholds(reliability=reliability, stability=stability, separation=separation)
+        for reliability, stability, separation in product(
+            (0.5, 0.2, -np.inf), (0.6, 0.3, -np.inf), (0.1, 0.2, -np.inf)
+        )
+    ]
+    return min(grid, key=regret)
+
+
+def judge(result: dict[str, Any], limits: Thresholds = DEFAULT) -> dict[str, Any]:
     """Compare the regime that the plan takes with the others, by paired differences over seeds."""
-    advice = propose(Diagnosis.from_plain(result["diagnosis"]), budget=BUDGET)
+    evidence = gather(Diagnosis.from_plain(result["diagnosis"]))
+    advice = advise(evidence, BUDGET, limits=limits)
     scores = {regime: np.array(result["scores"][regime]) for regime in REGIMES}
     mean = {regime: float(values.mean()) for regime, values in scores.items()}
     chosen = advice.sharing
