@@ -10,6 +10,7 @@ from coadapt._errors import InputError
 
 _OVERSAMPLE = 16  # columns beyond the rank that is asked for
 _MAX_PASSES = 12
+_FINE = 0.01  # a tolerance that float32 products of a wide spectrum may miss
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,8 +46,8 @@ def leading(
     r"""Return the largest singular values of W C, with a few more than were asked for.
 
     A randomised subspace iteration (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4)
-    that multiplies by W and C in turn and never forms W C; in float32, but for the projection
-    that gives the result. It goes on until the residual of each of the leading ``rank`` triplets is
+    that multiplies by W and C in turn and never forms W C. Products are of float32, but for those
+    of the last projection where a tolerance below 0.01 asks for more. It goes on until the residual of each of the leading ``rank`` triplets is
     within ``tolerance`` of its singular value. An error in a value is of the square of the residual
     where values lie apart: with 0.3 it is at most some hundredths, at the end of the spectrum.
     Where this takes too many passes, or the matrix is hardly larger than what is asked for, the
@@ -84,8 +85,11 @@ def leading(
         Q = torch.linalg.qr(Y).Q
         if residual <= tolerance:
             Q = torch.linalg.qr(Q.double()).Q
-            exact_C = None if C is None else C.double()
-            U, sigma, _ = _ritz(Q, _transposed_times(W.double(), exact_C, Q))
+            if tolerance < _FINE:
+                last = _transposed_times(W.double(), None if C is None else C.double(), Q)
+            else:
+                last = unit * _transposed_times(coarse_W, coarse_C, Q.float()).double()
+            U, sigma, _ = _ritz(Q, last)
             return Spectrum(U=U, sigma=sigma, residual=residual)
     return full(W, C, count=width)
 
