@@ -22,7 +22,7 @@ from coadapt.planning import Plan
 from coadapt.recipe import Recipe
 from coadapt.recipes import RECIPES
 from coadapt.regularizers import Need, Regularizer
-from coadapt.structures import AbstractPartitioned, Attached, Site
+from coadapt.structures import AbstractPartitioned, Attached, Frozen, Full, Site
 from coadapt.study.budget import Counter
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Accounting:
         batch: rows of the step whose FLOPs are counted.
         tokens: a row.
         tasks: whose rows they are, in turn.
-        methods: in the order of `RECIPES`, those with adapters.
+        methods: in the order of `RECIPES`, those with adapters or prompts; prompts have no rank.
     """
 
     model: str
@@ -136,6 +136,8 @@ def account_for_methods(
     size = rank or budget or 0
     counter, steps = Counter(config), StepCounter(config, batch, tokens, tasks)
     lora = steps.flops(RECIPES["lora"].recipe, size)
+    if lora is None:
+        logger.warning("FLOPs cannot be counted: '%s' asks for values in its forward", config.name)
     return Accounting(
         model=config.name,
         target_modules=config.target_modules,
@@ -149,7 +151,7 @@ def account_for_methods(
         methods=tuple(
             _account(name, counter, steps, lora, size, matched=budget is not None)
             for name, row in RECIPES.items()
-            if row.recipe.structure.divides
+            if not isinstance(row.recipe.structure, (Full, Frozen))
         ),
     )
 
@@ -157,15 +159,22 @@ def account_for_methods(
 def _account(
     name: str, counter: Counter, steps: "StepCounter", lora: int | None, size: int, *, matched: bool
 ) -> Account:
-    recipe, rank = RECIPES[name].recipe, size
+    recipe, rank = RECIPES[name].recipe, size if RECIPES[name].recipe.structure.divides else None
     mergeable = recipe.structure.mergeable
     try:
         if matched and recipe.structure.multiplies:
             rank = counter.matched_rank(recipe, steps.tasks, size)
-        spent = counter.spent(recipe, steps.tasks, plan_for_counting(recipe, steps.tasks, rank))
+        plan = None if rank is None else plan_for_counting(recipe, steps.tasks, rank)
+        spent = counter.spent(recipe, steps.tasks, plan)
     except InputError as error:  # too small a budget, or no such map in the model
         return Account(name=name, mergeable=mergeable, reason=str(error))
-    flops = None if lora is None else steps.flops(recipe, rank)
+    flops, reason = None, None
+    try:
+        flops = None if lora is None else steps.flops(recipe, rank)
+    except InputError as error:  # too few positions for a prompt
+        reason = str(error)
+    if flops is None and lora is not None and reason is None:
+        reason = "its FLOPs cannot be counted: without weights the model asks for values"
     return Account(
         name=name,
         rank=rank,
@@ -173,6 +182,7 @@ def _account(
         percent=100 * spent.trainable / counter.num_weights,
         flops=flops,
         relative_flops=None if flops is None or lora is None else flops / lora,
+        reason=reason,
         mergeable=mergeable,
     )
 
@@ -211,16 +221,13 @@ class StepCounter:
         self._task_ids = torch.arange(batch) % num_tasks
         self._of_structure = functools.cache(self._run)
 
-    def flops(self, recipe: Recipe, rank: int) -> int | None:
+    def flops(self, recipe: Recipe, rank: int | None) -> int | None:
         """Return the FLOPs of a recipe's step, or None where the model asks for values."""
         structure = recipe.structure
-        assert isinstance(structure, AbstractPartitioned)
         # Scale and dropout are no products; without them many recipes are one.
-        plain = Recipe(
-            structure=replace(structure, scale=1.0, dropout=0.0),
-            init=recipe.init,
-            sharing=recipe.sharing,
-        )
+        if isinstance(structure, AbstractPartitioned):
+            structure = replace(structure, scale=1.0, dropout=0.0)
+        plain = Recipe(structure=structure, init=recipe.init, sharing=recipe.sharing)
         step = self._of_structure(plain, rank)
         if step is None:
             return None
@@ -229,13 +236,13 @@ class StepCounter:
         penalty = self._penalty(recipe.regularizers, step) if recipe.regularizers else 0
         return step.forward + passes * step.backward + penalty
 
-    def _run(self, recipe: Recipe, rank: int) -> "_Step | None":
+    def _run(self, recipe: Recipe, rank: int | None) -> "_Step | None":
         backbone, route = copy.deepcopy(self._backbone), Route()
         site = Site(
             backbone=backbone,
             names=self.modules,
             tasks=self.tasks,
-            plan=plan_for_counting(recipe, self.tasks, rank),
+            plan=None if rank is None else plan_for_counting(recipe, self.tasks, rank),
             init=recipe.init,
             route=route,
             seed=0,
@@ -251,7 +258,7 @@ class StepCounter:
             with backward:
                 output.sum().backward()
         except (RuntimeError, NotImplementedError) as error:  # it looks at values
-            logger.warning("FLOPs cannot be counted on a model without weights: %s", error)
+            logger.info("FLOPs cannot be counted on a model without weights: %s", error)
             return None
         return _Step(
             forward=forward.get_total_flops(),
