@@ -134,6 +134,24 @@ def test_prompts_start_from_the_trained_tasks(source_of, new_task, by):
         assert float(u.detach().abs().max()) > 0
 
 
+@pytest.mark.parametrize("by", ["mean", "task:topic"])
+def test_multitask_prompts_start_from_the_trained_tasks(source_of, new_task, by):
+    source = source_of("multitask_prompt_tuning")
+    (mine,) = fresh(source, new_task, by=by).attached.modules_beside.values()
+    (theirs,) = source.model.attached.modules_beside.values()
+    places = torch.arange(20)[None]
+    with torch.no_grad():
+        found = mine(places, torch.zeros(1, dtype=torch.long))
+        if by == "mean":
+            own = [getattr(theirs, f"prefix_task_{name}").mean(0) for name in ("cols", "rows")]
+            wanted = theirs.embedding.weight * (own[0] @ own[1])  # pyright: ignore
+        else:
+            wanted = theirs(places, torch.tensor([1]))[0]
+    torch.testing.assert_close(found[0], wanted)
+    with pytest.raises(InputError, match="take mean or task:NAME"):
+        fresh(source, new_task, by="shared")
+
+
 def test_rows_of_the_new_task_see_what_a_trained_one_sees(source_of, new_task, toy_suite_files):
     source = source_of("ta_lora")
     model = fresh(source, new_task, by="task:same")
@@ -153,6 +171,7 @@ def test_rows_of_the_new_task_see_what_a_trained_one_sees(source_of, new_task, t
 CASES = {
     ("ta_lora", "fast"): ("/u", "/v"),
     ("ta_lora", "all"): ("/u", "/v", "/g"),
+    ("multitask_prompt_tuning", "fast"): ("/prefix_task_cols", "/prefix_task_rows"),
     ("lora", "block"): (f"{NEW}/",),
     ("private", "gates"): ("shares/",),
     ("shared_private", "block"): (f"{NEW}/",),

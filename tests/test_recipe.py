@@ -77,6 +77,9 @@ def test_methods_are_listed_for_programs():
         "ties": ("task", "lora", True),
         "dora": ("nothing", "dora", False),
         "ta_lora": ("task", "runtime", False),
+        "prompt_tuning": ("nothing", "runtime", False),
+        "prefix_tuning": ("nothing", "runtime", False),
+        "multitask_prompt_tuning": ("task", "runtime", False),
         **dict.fromkeys(ROUTED, ("token", "runtime", False)),
         **dict.fromkeys(ONE_LORA, ("nothing", "lora", True)),
     }
@@ -90,6 +93,9 @@ _COOPERATIVE = {"sentiment": 2, "topic": 2, "same": 2, "degree": 1, "cooperative
 RANKS = {
     "full": {},
     "ta_lora": {},
+    "prompt_tuning": {},
+    "prefix_tuning": {},
+    "multitask_prompt_tuning": {},
     "frozen": {},
     "private": {"sentiment": 2, "topic": 2, "same": 2, "degree": 2},
     "lora_hub": {"sentiment": 2, "topic": 2, "same": 2, "degree": 2},
@@ -188,7 +194,8 @@ def test_a_row_trains_exactly_its_own_parameters(name, trained, tiny_bert):
     base = AutoModel.from_pretrained(tiny_bert).state_dict()
     backbone = trained.model.backbone.state_dict()
     ours = (".A.", ".B.", ".A0.", ".B0.", ".gate.", ".m.", ".attention_extension.")
-    own = {key: w for key, w in backbone.items() if not any(part in f"{key}." for part in ours)}
+    ours += (".prompt_encoder.",)
+    own = {key: w for key, w in backbone.items() if not any(part in f".{key}." for part in ours)}
     assert len(own) == len(base) - 2  # its pooler is left out
     moved = {key for key, w in own.items() if not torch.equal(w, base[key.replace(".base.", ".")])}
     assert moved == (set(backbone) if name == "full" else set())

@@ -40,8 +40,8 @@ def adapt(
 
     Only what is the new task's own is trained, and its head if the model is an encoder:
 
-    - ``fast``, the default for task prompts: its u and v in
-      :math:`P = \theta_0 + s B u v^\top`, with :math:`\theta_0`, B and the gates of the run;
+    - ``fast``, the default for prompts: its u and v, with :math:`\theta_0`, B and the gates (or the
+      common prompt of multitask prompt tuning) of the run;
     - ``all``: the gates too;
     - ``block``, the default for LoRAs: a new block beside the run's blocks;
     - ``gates``: a number a block and layer, how much of each of the run's blocks is taken.

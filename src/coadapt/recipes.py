@@ -19,6 +19,9 @@ from coadapt.structures import (
     Full,
     Heads,
     Mixture,
+    MultitaskPromptTuning,
+    PrefixTuning,
+    PromptTuning,
     RoutedHeads,
     Single,
     TaskPrompt,
@@ -146,8 +149,7 @@ RECIPES: dict[str, Row] = {
         summary="whole LoRAs, weighted by a router a token",
     ),
     "mix_lora": Row(
-        # The authors' template: alpha 32, r = 16, dropout 0.05, two of eight experts, and the
-        # default of their configuration for the balance.
+        # The authors' template: alpha 32, r = 16, dropout 0.05, two of eight; their balance.
         recipe=Recipe(
             structure=Mixture(scale=2.0, dropout=0.05, num_experts=8, top_k=2),
             regularizers=(LoadBalance(weight=0.001),),
@@ -276,6 +278,21 @@ RECIPES: dict[str, Row] = {
         ),
         paper="Task-Adaptive Low-Rank Representation (arXiv 2505.00009), a reconstruction",
         summary="prompts of a shared part and a rank-1 one a task, behind a gate at zero",
+    ),
+    "prompt_tuning": Row(
+        recipe=Recipe(structure=PromptTuning(length=20, start="tokens")),  # section 3.2
+        paper="The Power of Scale for Parameter-Efficient Prompt Tuning (arXiv 2104.08691)",
+        summary="a prompt for all tasks before the text",
+    ),
+    "prefix_tuning": Row(
+        recipe=Recipe(structure=PrefixTuning(length=10)),  # section 7.2; not section 4.3's MLP
+        paper="Prefix-Tuning: Optimizing Continuous Prompts for Generation (arXiv 2101.00190)",
+        summary="keys and values for all tasks before those of the text",
+    ),
+    "multitask_prompt_tuning": Row(
+        recipe=Recipe(structure=MultitaskPromptTuning(length=20)),  # rank 1; 100 in the paper
+        paper="Multitask Prompt Tuning Enables Parameter-Efficient Transfer (arXiv 2303.02861)",
+        summary="a common prompt times a rank-1 matrix a task, before the text",
     ),
     "lora+pcgrad": _balanced(
         PCGrad(),

@@ -47,15 +47,15 @@ def leading(
 
     A randomised subspace iteration (Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4)
     that multiplies by W and C in turn and never forms W C. Products are of float32, but for those
-    of the last projection where a tolerance below 0.01 asks for more. It goes on until the residual of each of the leading ``rank`` triplets is
-    within ``tolerance`` of its singular value. An error in a value is of the square of the residual
-    where values lie apart: with 0.3 it is at most some hundredths, at the end of the spectrum.
-    Where this takes too many passes, or the matrix is hardly larger than what is asked for, the
-    full decomposition is taken.
+    of the last projection where a tolerance below 0.01 asks for more. It goes on until the residual
+    of each of the leading ``rank`` triplets is within ``tolerance`` of its singular value. An error
+    in a value is of the square of the residual where values lie apart: with 0.3 it is at most some
+    hundredths, at the end of the spectrum. Where this takes too many passes, or the matrix is
+    hardly larger than what is asked for, the full decomposition is taken.
 
     Args:
         W: (out, in).
-        C: (in, in) symmetric, or None for the identity.
+        C: (in, in) symmetric, positive semi-definite, or None for the identity.
         rank: how many, at least 1.
         generator: of the random start, on the CPU.
         near: (out, q) orthonormal columns to start from instead, such as another task's U of the
@@ -70,7 +70,8 @@ def leading(
     if 2 * width >= size:
         return full(W, C, count=min(width, size))
     # In units in which no sum of squares of float32 overflows or vanishes.
-    unit = 1.0 if C is None else float(C.abs().max()) or 1.0
+    # No entry of C is larger than the largest on its diagonal.
+    unit = 1.0 if C is None else float(C.diagonal().max()) or 1.0
     coarse_W, coarse_C = W.float(), None if C is None else (C / unit).float()
     if near is not None and near.shape[1] == width:
         Q = near.to(coarse_W)

@@ -14,13 +14,14 @@ from coadapt.groups import Uniform
 from coadapt.model import MultiTaskModel
 from coadapt.planning import SHARED_BLOCK, Block, Plan
 from coadapt.recipe import Recipe
-from coadapt.structures import Composed, TaskPrompt
+from coadapt.structures import Composed, MultitaskPromptTuning, Structure, TaskPrompt
 from coadapt.tasks import Task
 
 Learn = Literal["fast", "all", "block", "gates"]
 LEARNS: tuple[Learn, ...] = get_args(Learn)
 
 _DEFAULT_RANK = 4
+_COMMON_PROMPT = "embedding.weight"  # of PEFT's multitask prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,7 @@ def form_of(
         InputError: if the model has no such form.
     """
     structure = model.recipe.structure
-    prompts = isinstance(structure, TaskPrompt)
-    possible: tuple[Learn, ...] = ("fast", "all") if prompts else ("block", "gates")
+    possible = _possible(structure)
     if learn is None:
         learn = possible[0]
     if learn not in possible:
@@ -74,7 +74,19 @@ def form_of(
     shares = _shares(model, by)
     if isinstance(structure, TaskPrompt):
         return _of_prompts(model, structure, task, shares, gates=learn == "all")
+    if isinstance(structure, MultitaskPromptTuning):
+        return _of_multitask_prompts(model, shares)
     return _of_blocks(model, task, shares, rank if learn == "block" else None, learn)
+
+
+def _possible(structure: Structure) -> tuple[Learn, ...]:
+    match structure:
+        case TaskPrompt():
+            return ("fast", "all")
+        case MultitaskPromptTuning():
+            return ("fast",)
+        case _:
+            return ("block", "gates")
 
 
 def _shares(model: MultiTaskModel, by: str) -> np.ndarray:
@@ -125,6 +137,28 @@ def _of_prompts(
     )
     recipe = Recipe(structure=kept, groups=model.recipe.groups)
     return Form(recipe=recipe, plan=None, given=given, frozen=frozenset(frozen))
+
+
+def _of_multitask_prompts(model: MultiTaskModel, shares: np.ndarray) -> Form:
+    """Return the common prompt, frozen, with the mean of what the trained tasks multiply it by.
+
+    As PEFT starts a target task from its source tasks.
+    """
+    if not shares.any():
+        raise InputError(
+            "by: 'shared' leaves nothing of a multitask prompt, which is the common one times the "
+            "task's own; take mean or task:NAME"
+        )
+    given: dict[str, Tensor] = {}
+    for name, encoder in model.attached.modules_beside.items():
+        for key, value in encoder.named_parameters():
+            found = value.detach()
+            if key != _COMMON_PROMPT:  # (T, ...) the tasks' own
+                found = torch.tensordot(found.new_tensor(shares), found, dims=1)[None]
+            given[f"shared/{name}/{key}"] = found
+    frozen = frozenset(name for name in given if name.endswith(f"/{_COMMON_PROMPT}"))
+    recipe = Recipe(structure=model.recipe.structure, groups=model.recipe.groups)
+    return Form(recipe=recipe, plan=None, given=given, frozen=frozen)
 
 
 def _of_blocks(

@@ -10,6 +10,12 @@ from coadapt.structures.frozen import Frozen
 from coadapt.structures.full import Full
 from coadapt.structures.heads import Heads, RoutedHeads
 from coadapt.structures.mixture import Mixture
+from coadapt.structures.peft_prompt import (
+    AbstractPeftPrompt,
+    MultitaskPromptTuning,
+    PrefixTuning,
+    PromptTuning,
+)
 from coadapt.structures.single import Single
 from coadapt.structures.task_prompt import TaskPrompt
 
@@ -23,12 +29,16 @@ Structure = (
     | Mixture
     | Dora
     | TaskPrompt
+    | PromptTuning
+    | PrefixTuning
+    | MultitaskPromptTuning
     | Frozen
     | Full
 )
 
 __all__ = [
     "AbstractPartitioned",
+    "AbstractPeftPrompt",
     "AbstractStructure",
     "Attached",
     "Bank",
@@ -39,6 +49,9 @@ __all__ = [
     "Full",
     "Heads",
     "Mixture",
+    "MultitaskPromptTuning",
+    "PrefixTuning",
+    "PromptTuning",
     "RoutedHeads",
     "ShipsAs",
     "Single",

@@ -79,6 +79,8 @@ class Attached:
         owners: for each block the ids of the tasks that use it.
         held: the blocks that a module has, by its name, where that is not all of them.
         prompts: by the name of an attention module; a block is then a task's own part.
+        modules_beside: modules in the backbone, by their name in it, that train as a whole; they
+            have no blocks, so none of their parameters is left out of a step.
     """
 
     layers: Mapping[str, AbstractAdapted[Gated]] = field(default_factory=dict)
@@ -86,6 +88,7 @@ class Attached:
     owners: tuple[tuple[int, ...], ...] = ()
     held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prompts: Mapping[str, TaskPrompts] = field(default_factory=dict)
+    modules_beside: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def blocks_in(self, module: str) -> tuple[str, ...]:
         """Return the names of the blocks of a module's layer, in their order."""
@@ -113,9 +116,12 @@ class Attached:
         are of a frozen start, ``router/module/weight`` makes the logits of a map,
         ``magnitude/module/weight`` holds the lengths of its rows, ``shares/module/weight`` what a
         new task takes of each block. Of prompts ``block/module/u`` and
-        ``/v``, and ``shared/module/theta``, ``/B`` and ``/g``.
+        ``/v``, and ``shared/module/theta``, ``/B`` and ``/g``. Of a module beside
+        ``shared/module/parameter``.
         """
         found: dict[str, nn.Parameter] = {}
+        for name, module in self.modules_beside.items():
+            found |= {f"shared/{name}/{key}": p for key, p in module.named_parameters()}
         for name, prompts in self.prompts.items():
             for key in ("theta", "B", "g"):
                 if (common := getattr(prompts, key)) is not None:
