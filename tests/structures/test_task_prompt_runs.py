@@ -18,6 +18,7 @@ from coadapt.runs import Run, load_run
 from coadapt.saving import load_adapter, save_adapter
 from coadapt.structures import Bank, TaskPrompt
 from coadapt.training import MultiTaskTrainer
+from coadapt.verbs.running import _blocks_of
 from tests.prompts import make_backbone, make_inputs, prompted, read, run, scattered
 from tests.reference.slow_prompts import slow_prompt
 from tests.small import MIXED, NAMES, gradients, make_batch, make_model, output_hash, randomize
@@ -298,3 +299,8 @@ def test_a_run_goes_on_and_is_opened_with_its_bits(
     fit("run", resume=True)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert output_hash(load_run(tmp_path / "run")) == output_hash(whole)
+
+
+def test_training_tells_how_often_each_tasks_prompts_moved(tiny_bert, toy_suite_dict, tmp_path):
+    run = train_toy(tiny_bert, toy_suite_dict, tmp_path / "run", "ta_lora")
+    assert _blocks_of(run, "topic") == ["prompts of its own (2)"]

@@ -207,7 +207,9 @@ def _texts(run: "Run", task: str, texts: list[str] | None, file: Path | None) ->
 def _blocks_of(run: "Run", task: str) -> list[str]:
     """Tell the plan's blocks of a task; heads and experts are those of its one block."""
     updates = run.result["train"]["updates"]
-    told = []
+    told = (
+        [] if run.config.plan or task not in updates else [f"prompts of its own ({updates[task]})"]
+    )
     for name, block in (run.config.plan.blocks if run.config.plan else {}).items():
         if task not in block.tasks:
             continue
