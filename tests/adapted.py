@@ -17,7 +17,7 @@ NOWHERE = FileSource(path="nowhere.jsonl")
 TASKS = (
     Task(name="topic.v2", kind="classification", data=NOWHERE, labels=("animal", "food", "tool")),
     Task(name="same", kind="classification", data=NOWHERE, labels=(0, 1), text=("first", "second")),
-    Task(name="degree", kind="regression", data=NOWHERE),
+    Task(name="degree", kind="regression", data=NOWHERE, unit=(3.0, 2.0)),
 )
 NAMES = [task.name for task in TASKS]
 TEXTS = ("the dog saw the cat", "a superb apple soup, with bread", "rope", "we had a dull day")

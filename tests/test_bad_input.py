@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
@@ -362,6 +363,20 @@ def test_run_on_another_base_model_is_refused(finished, tiny_bert, tmp_path):
         assert coadapt.load_run(finished).model
     assert str(finished / "adapter") in str(raised.value)
     assert str(folder) in str(raised.value)
+
+
+def test_run_with_another_unit_of_its_labels_is_refused(finished):
+    """Its head would answer in the wrong unit, without a sign of it."""
+    config = finished / "config.yaml"
+    content = yaml.safe_load(config.read_text("utf-8"))
+    unit = content["suite"]["tasks"]["degree"]["unit"]
+    assert unit != [0.0, 1.0]
+    content["suite"]["tasks"]["degree"]["unit"] = [0.0, 1.0]
+    config.write_text(yaml.safe_dump(content), "utf-8")
+    with pytest.raises(InputError, match=r"task 'degree' was trained with its labels in") as raised:
+        assert coadapt.load_run(finished).model
+    assert str(unit) in str(raised.value)
+    assert "[0.0, 1.0]" in str(raised.value)
 
 
 def test_run_whose_base_model_is_gone_is_refused(finished, tiny_bert):

@@ -1,12 +1,14 @@
 """Task heads against a loop over rows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from coadapt.adapters import Route
-from coadapt.heads import TaskHeads
+from coadapt.heads import TaskHeads, with_unit, without_unit
 from tests.small import MIXED, TASKS
 
 D = 8
@@ -131,6 +133,27 @@ def test_every_head_is_in_the_graph_of_every_step():
     pooled, labels = make_rows((1,))
     run(heads, pooled, labels, (1,))[1].sum().backward()
     assert all(parameter.grad is not None for parameter in heads.parameters())
+
+
+def test_a_head_with_a_unit_is_the_plain_head_that_it_is_exported_as(task_ids):
+    """y = center + scale (w x + b), and a loss that does not depend on the unit of the labels."""
+    unit = (1200.0, 350.0)
+    value = replace(TASKS[2], unit=unit)
+    heads, plain = make_heads((*TASKS[:2], value)), make_heads()
+    with torch.no_grad():
+        for key, tensor in without_unit(value, heads.weight[2], heads.bias[2]).items():
+            getattr(plain, key)[2].copy_(tensor)
+    back = with_unit(value, plain.weight[2], plain.bias[2])
+    torch.testing.assert_close(back["weight"], heads.weight[2])
+    torch.testing.assert_close(back["bias"], heads.bias[2])
+    pooled, labels = make_rows(task_ids)
+    is_value = torch.tensor(task_ids, dtype=torch.long) == 2
+    labels = torch.where(is_value, unit[0] + unit[1] * labels, labels)
+    outputs, losses = run(heads, pooled, labels, task_ids)
+    expected, expected_losses = run(plain, pooled, labels, task_ids)
+    torch.testing.assert_close(outputs, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(losses[~is_value], expected_losses[~is_value])
+    torch.testing.assert_close(losses[is_value], expected_losses[is_value] / unit[1] ** 2)
 
 
 def test_a_regression_rows_loss_is_its_squared_error_alone():

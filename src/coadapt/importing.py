@@ -14,6 +14,7 @@ from coadapt._errors import InputError, nearest
 from coadapt._files import load_tensors, read_json
 from coadapt.adapters import eject
 from coadapt.exporting.peft_format import CONFIG_FILE, KEY, TENSORS_FILE, pad, rank_of
+from coadapt.heads import with_unit
 from coadapt.inits import Start
 from coadapt.model import MultiTaskModel
 from coadapt.planning import Block, Plan
@@ -258,7 +259,8 @@ def _read_head(path: Path, model: MultiTaskModel, task: Task) -> dict[str, Tenso
                 f"{path}: '{key}' has shape {tuple(tensors[key].shape)}, task '{task.name}' on "
                 f"this model needs {shape}"
             )
-    return {f"heads/{task.name}/{key}": tensors[key] for key in ("weight", "bias")}
+    head = with_unit(task, tensors["weight"], tensors["bias"])
+    return {f"heads/{task.name}/{key}": tensor for key, tensor in head.items()}
 
 
 def _fitting(

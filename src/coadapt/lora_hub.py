@@ -39,7 +39,7 @@ class LoraHub:
             is the paper's setting, or ``all``.
         budget: evaluations of the objective, at least 1.
         shots: n, rows of the task, at least 1.
-        l1: lambda, at least 0, in nats or in squared units of a regression.
+        l1: lambda, at least 0, in nats or squared units of a regression.
         official_norm: divide the mean loss by n, as the authors' code does.
         bounds: b, above 0.
         method: of the search, see :func:`coadapt.merging.minimize`.

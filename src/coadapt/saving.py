@@ -20,6 +20,7 @@ from coadapt.config import parse, to_plain
 from coadapt.model import MultiTaskModel
 from coadapt.planning import Plan
 from coadapt.structures import Structure
+from coadapt.tasks import Task
 
 FORMAT = 1
 
@@ -58,10 +59,13 @@ def describe(model: MultiTaskModel) -> dict[str, Any]:
         "plan": to_plain(model.plan) if model.plan else None,
         "pooling": model.pooling,
         "target_modules": list(model.attached.modules),
-        "tasks": {
-            task.name: {"kind": task.kind, "labels": list(task.labels)} for task in model.tasks
-        },
+        "tasks": {task.name: _describe_task(task) for task in model.tasks},
     }
+
+
+def _describe_task(task: Task) -> dict[str, Any]:
+    told: dict[str, Any] = {"kind": task.kind, "labels": list(task.labels)}
+    return told | ({"unit": list(task.unit)} if task.unit else {})
 
 
 def saved_form(folder: Path) -> tuple[Structure, Plan | None]:
@@ -104,10 +108,19 @@ def load_adapter(model: MultiTaskModel, folder: Path) -> None:
         InputError: if the folder is damaged, or was trained on another base model.
     """
     tensors = read_adapter(folder)
-    trained_on = read_json(folder / "adapter.json")["base_fingerprint"]
+    told = read_json(folder / "adapter.json")
+    trained_on = told["base_fingerprint"]
     if trained_on != model.base_fingerprint:
         raise InputError(
             f"{folder} was trained on another base model (fingerprint {trained_on}) than "
             f"'{model.model_config.name}' is now ({model.base_fingerprint})"
         )
+    for task in model.tasks:
+        mine = list(task.unit or (0.0, 1.0))
+        unit = told["tasks"].get(task.name, {}).get("unit", [0.0, 1.0])
+        if mine != unit:
+            raise InputError(
+                f"{folder}: {task} was trained with its labels in the unit {unit}, the "
+                f"configuration says {mine}; set the task's unit to {unit} in config.yaml"
+            )
     model.load_state_tensors(tensors, str(folder))

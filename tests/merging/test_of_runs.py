@@ -45,12 +45,14 @@ def outputs_of(base, update, run, task):
     for name, delta in update.items():
         model.get_submodule(name).weight += delta
     head = {key: run.model.state_tensors()[f"heads/{task}/{key}"] for key in ("weight", "bias")}
+    center, scale = run.suite.task(task).unit or (0.0, 1.0)
     rows = encode(run.tokenizer, run.suite.rows(task, "test"), 64)
     made = []
     for row in rows:
         batch = Collator(run.tokenizer)([{**row, "task_id": 0, "label": 0.0}])
         del batch["labels"], batch["task_ids"]
-        made.append(model(**batch).pooler_output @ head["weight"].T + head["bias"])
+        output = model(**batch).pooler_output @ head["weight"].T + head["bias"]
+        made.append(center + scale * output)
     return torch.cat(made), rows
 
 

@@ -96,7 +96,7 @@ def test_bad_input(study, tmp_path):
     (tmp_path / SUMMARY).write_text(json.dumps({"tables": [table]}))
     with pytest.raises(InputError, match="no random partitions"):
         relate(tmp_path, strange)
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="has not finished"):
         relate(tmp_path / "nowhere", strange)
 
 

@@ -1,5 +1,6 @@
 import itertools
 import logging
+import statistics
 
 import numpy as np
 import pytest
@@ -103,7 +104,22 @@ def test_regression(tmp_path):
     suite = suite_of(str(path), kind="regression")
     rows = suite.rows("a", "train")
     assert rows.labels.dtype == np.float64
-    assert rows.labels.tolist() == pytest.approx([WORDS.index(t) / 10 for t in rows.texts])
+    values = [WORDS.index(t) / 10 for t in rows.texts]
+    assert rows.labels.tolist() == pytest.approx(values)
+    # Of the whole training split, so that two draws of it are trained in one unit.
+    unit = statistics.fmean(values), statistics.pstdev(values)
+    assert suite.task("a").unit == pytest.approx(unit)
+    drawn = suite_of(str(path), kind="regression", max_rows=5)
+    assert len(drawn.rows("a", "train")) == 5
+    assert drawn.task("a").unit == pytest.approx(unit)
+    declared = suite_of(str(path), kind="regression", unit=[0, 1])
+    assert declared.task("a").unit == (0.0, 1.0)
+
+
+def test_values_that_are_all_alike_have_a_unit(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("text,label\n" + "".join(f"{text},2.5\n" for text in WORDS))
+    assert suite_of(str(path), kind="regression").task("a").unit == (2.5, 1.0)
 
 
 # Limits

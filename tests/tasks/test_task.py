@@ -58,6 +58,9 @@ def test_names_that_do_not(name):
         ({"num_shots": 3, "max_rows": 4}, "num_shots and max_rows both limit training; give one"),
         ({"max_rows": 0}, "max_rows is 0 for train; give 1 or more"),
         ({"max_rows": {"tst": 3}}, "max_rows of unknown split 'tst'; did you mean 'test'?"),
+        ({"unit": (0.0, 1.0)}, "'unit' is for a regression, not a classification; remove it"),
+        ({"kind": "regression", "unit": (1.0, 0.0)}, "unit is [1.0, 0.0]; give a center"),
+        ({"kind": "regression", "unit": (float("nan"), 1.0)}, "unit is [nan, 1.0]"),
     ],
 )
 def test_task_refuses(fields, message):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from coadapt._errors import InputError
@@ -14,6 +15,7 @@ from coadapt._version import __version__
 from coadapt.assets import resolve_model
 from coadapt.backbone import ModelConfig, ModelKind, quiet_loading
 from coadapt.config import to_plain
+from coadapt.heads import without_unit
 from coadapt.model import MultiTaskModel
 from coadapt.tasks import Task
 
@@ -107,11 +109,17 @@ def write_routes(folder: Path, model: MultiTaskModel, routes: Mapping[str, dict[
 
 def save_head(model: MultiTaskModel, task: str, folder: Path) -> str:
     """Write a task's head, ``weight`` (C, d) and ``bias`` (C,); return its path in ``folder``."""
-    state = model.state_tensors()
-    head = {key: state[f"heads/{task}/{key}"].float() for key in ("weight", "bias")}
     (folder / HEADS).mkdir(exist_ok=True)
+    head = plain_head(model, model.tasks[model.task_id(task)])
     save_tensors(folder / HEADS / f"{task}.safetensors", head)
     return f"{HEADS}/{task}.safetensors"
+
+
+def plain_head(model: MultiTaskModel, task: Task) -> dict[str, Tensor]:
+    """Return a head in float32, weight (C, d) and bias (C,), in the labels' own unit."""
+    state = model.state_tensors()
+    weight, bias = (state[f"heads/{task.name}/{key}"].float() for key in ("weight", "bias"))
+    return without_unit(task, weight, bias)
 
 
 def stock_class(kind: ModelKind) -> Any:

@@ -21,6 +21,7 @@ from coadapt.exporting.layout import (
     MODELS,
     check_target,
     load_fresh,
+    plain_head,
     route_of,
     stock_class,
     write_routes,
@@ -136,8 +137,7 @@ def merge_task(model: MultiTaskModel, task: Task) -> PreTrainedModel:
 
 
 def _set_head(model: MultiTaskModel, merged: PreTrainedModel, task: Task) -> None:
-    state = model.state_tensors()
-    weight, bias = (state[f"heads/{task.name}/{key}"].float() for key in ("weight", "bias"))
+    weight, bias = plain_head(model, task).values()
     classifier = getattr(merged, "classifier", None)
     if not isinstance(classifier, nn.Linear) or classifier.weight.shape != weight.shape:
         raise InputError(

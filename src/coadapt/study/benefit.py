@@ -44,6 +44,11 @@ def relate(
     Raises:
         InputError: if the folder holds no such study, or the diagnosis lacks one of its tasks.
     """
+    if not (Path(study) / SUMMARY).is_file():
+        raise InputError(
+            f"{study} holds no {SUMMARY}: it is no study, or one that has not finished; "
+            "`coadapt study FILE --output DIR --resume` ends it"
+        )
     summary = read_json(Path(study) / SUMMARY)
     values = found.pair(measure).values
     related = []

@@ -90,7 +90,7 @@ def load_rows(
         draw: another draw of the training rows that a limit keeps.
 
     Returns:
-        The tasks with their labels filled in, and the rows by task name and split.
+        The tasks with their labels and units filled in, and the rows by task name and split.
 
     Raises:
         InputError: for data that cannot be used, naming task, file and line or row.
@@ -223,12 +223,14 @@ def _drop(mine: Splits, split: Split, keys: set[bytes]) -> int:
 
 
 def _with_labels(task: Task, mine: Splits, *, only_tested: bool) -> Task:
-    """Fill in the classes and refuse splits that cannot be trained on or scored."""
+    """Fill in classes or the unit of values; refuse splits that cannot be trained on or scored."""
     for split in ("train", "test") if mine["train"] or not only_tested else ("test",):
         if not mine[split]:
             raise InputError(
                 f"{task}: the {split} split is empty; give more rows or other split fractions"
             )
+    if task.kind == "regression":
+        return replace(task, unit=task.unit or _unit([row.label for row in mine["train"]]))
     if task.kind != "classification":
         return task
     found = {str(row.label): row.label for row in mine["train"]}
@@ -247,6 +249,14 @@ def _with_labels(task: Task, mine: Splits, *, only_tested: bool) -> Task:
             hint = nearest(str(row.label), [str(label) for label in labels])
             raise InputError(f"{row.place}: {task}: label {row.label!r} is not {what}{hint}")
     return replace(task, labels=labels)
+
+
+def _unit(labels: Sequence[Any]) -> tuple[float, float] | None:
+    """Return mean and standard deviation of values; None if there are none."""
+    if not labels:
+        return None
+    values = np.array(labels, dtype=np.float64)
+    return float(values.mean()), float(values.std()) or 1.0
 
 
 def _is_only_tested(task: Task) -> bool:

@@ -71,12 +71,12 @@ class TaskSuite:
         return self._data[1][task_name, split]
 
     def resolved(self) -> "TaskSuite":
-        """Return the suite with labels that were not declared filled in from the data."""
-        if all(task.kind != "classification" or task.labels for task in self.tasks):
+        """Return the suite with labels and units that were not declared filled in from the data."""
+        if all(_is_resolved(task) for task in self.tasks):
             return self
-        labels = [task.labels for task in self._data[0]]
         tasks = (
-            replace(task, labels=found) for task, found in zip(self.tasks, labels, strict=True)
+            replace(task, labels=found.labels, unit=found.unit)
+            for task, found in zip(self.tasks, self._data[0], strict=True)
         )
         return self._with_tasks(tasks)
 
@@ -123,3 +123,13 @@ class TaskSuite:
             for task in self.tasks
         )
         return load_rows(tuple(limited), fractions=self.split, seed=self.seed, draw=self.draw)
+
+
+def _is_resolved(task: Task) -> bool:
+    """Whether nothing of a task has to be looked up in the data."""
+    match task.kind:
+        case "classification":
+            return bool(task.labels)
+        case "regression":
+            return task.unit is not None
+    return True

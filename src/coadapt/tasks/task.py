@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isfinite
 from typing import Literal
 
 from coadapt._errors import InputError, nearest
@@ -54,6 +55,9 @@ class Task:
             a template for each option.
         option_labels: the field with what the label column calls each of the row's options.
             Without it and ``labels``, the label is the option's number from 0, or its text.
+        unit: of a regression, (center, scale): its head computes (y - center) / scale, and the loss
+            is the squared error of that. If not given, mean and standard deviation of the training
+            split's labels, filled in by `load_suite`; (0, 1) takes the labels as they are.
         delimiter: between the prompt and an option or answer, where a decoder reads them as one
             text, unless the prompt ends in white space.
         generation: how an answer is written.
@@ -79,6 +83,7 @@ class Task:
     words: tuple[str, ...] = field(default=(), metadata=LATER)
     options: str | tuple[str, ...] = field(default=(), metadata=LATER)
     option_labels: str | None = field(default=None, metadata=LATER)
+    unit: tuple[float, float] | None = field(default=None, metadata=LATER)
     delimiter: str = field(default=" ", metadata=LATER)
     generation: Generation = field(default=Generation(), metadata=LATER)
     metrics: tuple[str, ...] = ()
@@ -104,6 +109,7 @@ class Task:
         spelled = (str(v).lower() if isinstance(v, bool) else v for v in self.labels)
         object.__setattr__(self, "labels", tuple(spelled))
         self._check_labels()
+        self._check_unit()
         self._check_language()
         check_max_rows(self.max_rows, str(self))
         if self.num_shots is not None:
@@ -140,6 +146,16 @@ class Task:
             raise InputError(f"{self}: the label '{twice}' is declared twice; remove one")
         if "" in self._ids:
             raise InputError(f"{self}: an empty label is declared; remove it")
+
+    def _check_unit(self) -> None:
+        if self.unit is None:
+            return
+        if self.kind != "regression":
+            raise InputError(f"{self}: 'unit' is for a regression, not a {self.kind}; remove it")
+        center, scale = self.unit
+        if not (isfinite(center) and isfinite(scale) and scale > 0):
+            found = list(self.unit)
+            raise InputError(f"{self}: unit is {found}; give a center and a scale above 0")
 
     def _check_language(self) -> None:
         """Check the prompt, and refuse what has no effect on a task of this kind."""
