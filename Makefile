@@ -9,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint docs format bench clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -25,6 +25,9 @@ test: $(STAMP) ## run the tests
 lint: $(STAMP) ## check style, types, spelling and file hygiene
 	$(BIN)/pre-commit run --all-files
 	$(BIN)/pyright
+
+docs: $(STAMP) ## make the documentation site, build/docs/index.html
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
 
 format: $(STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix-only --quiet
@@ -42,5 +45,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "coadapt needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@

@@ -51,12 +51,6 @@ def test_an_unknown_recipe_is_named_with_its_nearest():
 
 ROUTED = ("hydra_lora", "r_lora", "r_lora_code", "lora_moe", "mix_lora", "r_lora+align")
 ROUTED += ("hydra_lora_3b1a", "hydra_lora_4b1a")
-ONE_LORA = (
-    *("lora+pcgrad", "lora+upgrad", "lora+cagrad", "lora+grad_norm", "lora+uncertainty"),
-    *("lora_multi_sample_dropout", "hydra_lora_no_router", "m_lora", "m_lora_mean"),
-    *("align_kl", "align_mmd", "m_lora+align"),
-    *("pissa", "corda", "thanora", "thanora_hasi_only", "thanora_spr_only"),
-)
 
 
 def test_methods_are_listed_for_programs():
@@ -65,10 +59,9 @@ def test_methods_are_listed_for_programs():
     assert all(set(row) == COLUMNS for row in rows.values())
     assert json.loads(json.dumps(list_methods())) == list_methods()
     facts = {n: (r["depends_on"], r["ships_as"], r["mergeable"]) for n, r in rows.items()}
-    assert facts == {
+    assert facts == dict.fromkeys(rows, ("nothing", "lora", True)) | {
         "full": ("nothing", "merged", False),
         "frozen": ("nothing", "none", False),
-        "lora": ("nothing", "lora", True),
         "private": ("task", "lora", True),
         "clustered": ("task", "lora", True),
         "shared_private": ("task", "lora", True),
@@ -81,7 +74,6 @@ def test_methods_are_listed_for_programs():
         "prefix_tuning": ("nothing", "runtime", False),
         "multitask_prompt_tuning": ("task", "runtime", False),
         **dict.fromkeys(ROUTED, ("token", "runtime", False)),
-        **dict.fromkeys(ONE_LORA, ("nothing", "lora", True)),
     }
 
 

@@ -32,7 +32,7 @@ class Merged:
         factors: ``{module: (A, B)}``, A (r, in) and B (out, r) in float32, with the scale in them.
         error: what was cut off, ``|kept - whole| / |whole|`` in the Frobenius norm over all
             modules; below 1e-6 where no rank was given.
-        largest: by adapter max |delta|, on which DARE's success depends.
+        largest: by adapter max ``|delta|``, on which DARE's success depends.
         no_sign: the share of entries that some adapter keeps but whose sum is zero, so that no
             sign is elected and they are 0; None where no sign is elected.
         notes: what has to be known of the result.

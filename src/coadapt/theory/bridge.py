@@ -58,13 +58,14 @@ def gradient_tc(cosine: ArrayLike, r2: ArrayLike) -> float:
     .. math:: TC(Y) = -\tfrac12 \log\det\bigl(I + \operatorname{offdiag}(c_{ij} R_i R_j)\bigr)
 
     exact in the model of :func:`natural_gradient_cosine`, where R_t^2 is the share of task t's
-    label variance that is signal. Hence with equal R, pairs are ordered by |c| as by redundancy.
+    label variance that is signal. Hence with equal R, pairs are ordered by ``|c|`` as by
+    redundancy.
     Limits:
 
     1. c must be the natural-gradient cosine. The Euclidean one can be far off: in
        ``tests/theory/test_claims.py`` it gives 0.004 nats where 0.045 is true.
     2. The size of c carries redundancy, not its sign; the sign is about conflicting updates.
-    3. With unequal R the order of |c| is not that of redundancy.
+    3. With unequal R the order of ``|c|`` is not that of redundancy.
     4. For three tasks and more, cosines order pairs, not sets, beyond second order.
 
     Not for gradients of a trained network without saying so: there it is an analogy.

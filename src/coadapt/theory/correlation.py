@@ -58,7 +58,7 @@ def conditional_covariance(
         given: indices b of the known variables; none gives ``cov`` back.
 
     Returns:
-        (D - |b|, D - |b|), the remaining variables in their order.
+        ``(D - |b|, D - |b|)``, the remaining variables in their order.
 
     Raises:
         InputError: if ``cov`` is not symmetric or not finite, an index does not fit, or S_bb is
