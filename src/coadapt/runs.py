@@ -9,6 +9,7 @@ from typing import Any
 from coadapt._environment import describe_environment
 from coadapt._errors import InputError, nearest
 from coadapt._files import read_json, write_json, write_text
+from coadapt._folders import CONFIG, require_run
 from coadapt._version import __version__
 from coadapt.config import dump_yaml, load_yaml, to_plain
 from coadapt.evaluation import TaskScores, predict_rows, score_tasks
@@ -27,7 +28,6 @@ from coadapt.unseen import UnseenScores, evaluate_unseen
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
 PLAN = "plan.yaml"
 RESULT = "result.json"
 ADAPTER = "adapter"
@@ -307,8 +307,7 @@ def read_status(path: Path) -> str:
 
 def read_config(path: Path) -> tuple[RunConfig, TaskSuite]:
     """Return a run folder's configuration and suite."""
-    if not (path / CONFIG).is_file():
-        raise InputError(f"{path} is no run: it has no {CONFIG}")
+    require_run(path)
     plain = load_yaml(path / CONFIG)
     if "suite" not in plain:
         raise InputError(f"{path / CONFIG} has no suite; it is no run's configuration")

@@ -204,7 +204,7 @@ def test_what_is_left_out_is_said(file, folder):
     assert "not possible within the budget" in result.stdout
 
 
-def test_study_hands_its_options_on(monkeypatch, tmp_path):
+def test_study_hands_its_options_on(monkeypatch, tmp_path, file):
     told = {}
 
     def run_study(*args, **options):
@@ -213,22 +213,22 @@ def test_study_hands_its_options_on(monkeypatch, tmp_path):
 
     monkeypatch.setattr(coadapt.study, "run_study", run_study)
     words = ["--set", "a=1", "--set", "b=2", "--resume", "--changed", "--workers", 3]
-    result = invoke("study", "s.yaml", "-o", tmp_path, *words, "--data-root", tmp_path / "d")
+    result = invoke("study", file, "-o", tmp_path, *words, "--data-root", tmp_path / "d")
     assert result.exit_code == 0, result.output
-    assert [str(arg) for arg in told["args"]] == ["s.yaml", str(tmp_path)]
+    assert [str(arg) for arg in told["args"]] == [str(file), str(tmp_path)]
     assert (told["resume"], told["changed"], told["workers"]) == (True, True, 3)
     assert (told["overrides"], told["data_root"]) == (["a=1", "b=2"], tmp_path / "d")
-    invoke("study", "s.yaml", "-o", tmp_path)
+    invoke("study", file, "-o", tmp_path)
     assert (told["resume"], told["changed"], told["workers"]) == (False, False, None)
     assert (list(told["overrides"]), told["data_root"]) == ([], None)
 
 
-def test_study_that_is_stopped_says_how_to_go_on(monkeypatch, tmp_path):
+def test_study_that_is_stopped_says_how_to_go_on(monkeypatch, tmp_path, file):
     def run_study(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(coadapt.study, "run_study", run_study)
-    result = invoke("study", "s.yaml", "--output", tmp_path)
+    result = invoke("study", file, "--output", tmp_path)
     assert result.exit_code == 130
     assert "stopped; go on with --resume; finished cells are in" in result.stderr
     assert "Traceback" not in result.output

@@ -3,15 +3,15 @@
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from coadapt._errors import InputError
 from coadapt.adapters.layer import linear_shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EXTENSION = "attention_extension"  # under which an attention module holds what is added to it
 EXTENDABLE = ("eager", "sdpa")
@@ -149,7 +149,7 @@ def _refuse_unknown(attention: nn.Module) -> None:
         )
 
 
-def extend_attention(backbone: PreTrainedModel, extensions: dict[str, Any]) -> None:
+def extend_attention(backbone: "PreTrainedModel", extensions: dict[str, Any]) -> None:
     """Let self-attention modules add what an extension makes of their queries.
 
     The model keeps its own attention function, masks and position biases: they are called as
@@ -163,6 +163,9 @@ def extend_attention(backbone: PreTrainedModel, extensions: dict[str, Any]) -> N
     Raises:
         InputError: if the backbone runs an attention that cannot be extended.
     """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     # Models that were made of one configuration object have one name of their attention together.
     given = str(backbone.config._attn_implementation).removesuffix(_SUFFIX)
     if given not in EXTENDABLE:
@@ -187,6 +190,8 @@ def extend_attention(backbone: PreTrainedModel, extensions: dict[str, Any]) -> N
 
 
 def _extended(given: str) -> Callable[..., Any]:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, Any]:

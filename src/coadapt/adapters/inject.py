@@ -4,9 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
-from transformers import PreTrainedModel
 
 from coadapt._errors import InputError, nearest
 from coadapt.adapters.layer import AbstractAdapted, Gated, linear_shape
@@ -82,6 +80,8 @@ def target_names(backbone: nn.Module, targets: str | Sequence[str]) -> tuple[str
 
 def _vocabulary_head(backbone: nn.Module) -> str | None:
     """Return the name of what turns a language model's vectors into logits; an encoder has none."""
+    from transformers import PreTrainedModel
+
     head = backbone.get_output_embeddings() if isinstance(backbone, PreTrainedModel) else None
     return next((n for n, m in backbone.named_modules() if m is head), None)
 
@@ -179,6 +179,8 @@ def _matching(linear: list[str], pattern: str) -> list[str]:
 
 def _family_default(backbone: nn.Module) -> list[str]:
     family = _family(backbone)
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
     known = {**_UNKNOWN_TO_PEFT, **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING}
     if family not in known:
         raise InputError(

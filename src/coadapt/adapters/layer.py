@@ -8,7 +8,6 @@ from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
 from coadapt.adapters.gate import AbstractGate, Route
 
@@ -23,8 +22,9 @@ class LinearLike(Protocol):
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """Return (in, out) of a module that behaves like ``nn.Linear``, or None for any other."""
-    if isinstance(module, Conv1D):  # GPT-2's, with the weight transposed
-        return module.weight.shape[0], module.weight.shape[1]
+    if _is_transposed(module):
+        size_in, size_out = module.get_parameter("weight").shape
+        return size_in, size_out
     if isinstance(module, LinearLike):
         return module.in_features, module.out_features
     return None
@@ -33,7 +33,14 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 def linear_weight(module: nn.Module) -> Tensor:
     """Return the (out, in) weight of a module that behaves like ``nn.Linear``."""
     weight = module.get_parameter("weight").detach()
-    return weight.T if isinstance(module, Conv1D) else weight
+    return weight.T if _is_transposed(module) else weight
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether it is GPT-2's linear map, whose weight is (in, out)."""
+    from transformers.pytorch_utils import Conv1D  # takes long, and the table of methods needs none
+
+    return isinstance(module, Conv1D)
 
 
 @dataclass(frozen=True, kw_only=True)

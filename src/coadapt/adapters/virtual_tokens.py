@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache
 
 from coadapt._errors import InputError
 from coadapt.adapters.cache_sizes import cache_shape, room_of, window_of
@@ -208,6 +207,8 @@ class VirtualPrefix(AbstractVirtualTokens):
         return output
 
     def _fill(self, cache: Any, num_rows: int, dtype: torch.dtype) -> None:
+        from transformers import EncoderDecoderCache
+
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         layers, heads, width = self._shape
         states = self.make(num_rows).to(dtype)
@@ -265,6 +266,8 @@ def _seen(given: Given) -> int:
 
 
 def _empty_cache(config: Any) -> Any:
+    from transformers import DynamicCache, EncoderDecoderCache
+
     if config.is_encoder_decoder:
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
     return DynamicCache()

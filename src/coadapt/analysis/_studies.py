@@ -6,18 +6,19 @@ from typing import Any
 
 from coadapt._errors import InputError
 from coadapt._files import read_json
+from coadapt._folders import STUDY
 
-_STUDY, _SUMMARY = "study.json", "summary.json"
+_SUMMARY = "summary.json"
 
 
 def read_study(study: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a study as it was asked for, and its statistics."""
     folder = Path(study)
-    if not (folder / _STUDY).is_file():
-        raise InputError(f"{folder} is no study: it has no {_STUDY}")
+    if not (folder / STUDY).is_file():
+        raise InputError(f"{folder} is no study: it has no {STUDY}")
     if not (folder / _SUMMARY).is_file():
         raise InputError(f"{folder} has no {_SUMMARY}; finish the study with --resume")
-    return read_json(folder / _STUDY)["study"], read_json(folder / _SUMMARY)
+    return read_json(folder / STUDY)["study"], read_json(folder / _SUMMARY)
 
 
 def setting_of(table: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from coadapt._errors import InputError, nearest
 from coadapt._files import read_json, write_json
+from coadapt._folders import require_file
 from coadapt._linalg import symmetric
 from coadapt._version import __version__
 
@@ -208,8 +209,7 @@ def load_diagnosis(path: str | Path) -> Diagnosis:
             size than its tasks.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist")
+    require_file(path)
     plain = read_json(path)
     if not isinstance(plain, dict) or plain.get("kind") != "diagnosis":
         raise InputError(f"{path} is no diagnosis; make one with 'coadapt diagnose'")

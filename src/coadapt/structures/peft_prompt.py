@@ -2,17 +2,9 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from peft import (
-    MultitaskPromptTuningConfig,
-    PrefixEncoder,
-    PrefixTuningConfig,
-    PromptEmbedding,
-    PromptTuningConfig,
-)
-from peft.tuners import MultitaskPromptEmbedding
 from torch import Tensor, nn
 
 from coadapt._errors import InputError
@@ -21,6 +13,11 @@ from coadapt.adapters import DependsOn, Route
 from coadapt.adapters.cache_sizes import cache_shape
 from coadapt.adapters.virtual_tokens import AbstractVirtualTokens, VirtualPrefix, VirtualPrompt
 from coadapt.structures.base import AbstractStructure, Attached, ShipsAs, Site
+
+# PEFT takes seconds to import, and the table of methods needs none of it.
+if TYPE_CHECKING:
+    from peft import PrefixEncoder, PromptEmbedding
+    from peft.tuners import MultitaskPromptEmbedding
 
 # Where the module lies in the backbone: PEFT's name.
 PROMPT_ENCODER = "prompt_encoder"
@@ -100,8 +97,10 @@ class PromptTuning(AbstractPeftPrompt):
         """Check the range."""
         _at_least_one("length", self.length)
 
-    def encoder(self, backbone: Any, num_tasks: int) -> PromptEmbedding:
+    def encoder(self, backbone: Any, num_tasks: int) -> "PromptEmbedding":
         """Return PEFT's embedding of P."""
+        from peft import PromptEmbedding, PromptTuningConfig
+
         words = _words(backbone)
         config = PromptTuningConfig(
             **_sizes(self.length, words),
@@ -153,8 +152,10 @@ class PrefixTuning(AbstractPeftPrompt):
                     "encoder_hidden_size is the width of the projection; set prefix_projection too"
                 )
 
-    def encoder(self, backbone: Any, num_tasks: int) -> PrefixEncoder:
+    def encoder(self, backbone: Any, num_tasks: int) -> "PrefixEncoder":
         """Return PEFT's embedding of the keys and values, with its layers if asked for."""
+        from peft import PrefixEncoder, PrefixTuningConfig
+
         layers, heads, width = cache_shape(backbone.config)
         config = PrefixTuningConfig(
             num_virtual_tokens=self.length,
@@ -205,8 +206,11 @@ class MultitaskPromptTuning(AbstractPeftPrompt):
         _at_least_one("length", self.length)
         _at_least_one("num_ranks", self.num_ranks)
 
-    def encoder(self, backbone: Any, num_tasks: int) -> MultitaskPromptEmbedding:
+    def encoder(self, backbone: Any, num_tasks: int) -> "MultitaskPromptEmbedding":
         """Return PEFT's embedding of P, u and v."""
+        from peft import MultitaskPromptTuningConfig
+        from peft.tuners import MultitaskPromptEmbedding
+
         words = _words(backbone)
         config = MultitaskPromptTuningConfig(
             **_sizes(self.length, words), num_tasks=num_tasks, num_ranks=self.num_ranks

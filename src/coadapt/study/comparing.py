@@ -10,13 +10,13 @@ import numpy as np
 
 from coadapt._errors import InputError, nearest
 from coadapt._files import read_json
+from coadapt._folders import STUDY, kind_of
 from coadapt.config import changed_keys, to_plain
 from coadapt.loading import Loader
 from coadapt.predictions import Predictions, predictions_file, read_predictions
-from coadapt.runs import CONFIG, Run, load_run
+from coadapt.runs import Run, load_run
 from coadapt.study.comparison import Arm, compare_arms, describe_arm, finite
 from coadapt.study.records import CELLS
-from coadapt.study.running import STUDY
 from coadapt.tasks import METRICS, Task, TaskSuite, load_suite
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def compare(
         InputError: if a folder is neither, has not finished, or was tested on other rows.
     """
     folders = [Path(path) for path in paths]
-    kinds = {_kind(folder) for folder in folders}
+    kinds = {kind_of(folder) for folder in folders}
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("a folder is named twice")
     if kinds == {"study"} and len(folders) > 1:
@@ -60,14 +60,6 @@ def compare(
     if kinds != {"run"} or len(folders) < 2:
         raise InputError("give two runs or more, or two studies or more, not some of each")
     return finite(_compare_runs(folders, baseline, effect))
-
-
-def _kind(folder: Path) -> str:
-    if (folder / STUDY).is_file():
-        return "study"
-    if (folder / CONFIG).is_file():
-        return "run"
-    raise InputError(f"{folder} is neither a run (no {CONFIG}) nor a study (no {STUDY})")
 
 
 # Runs --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from coadapt._errors import InputError
 from coadapt._files import read_json, write_json, write_text
+from coadapt._folders import STUDY
 from coadapt.backbone import compute_dtype
 from coadapt.config import changed_keys, to_plain
 from coadapt.predictions import predictions_file
@@ -28,7 +29,6 @@ from coadapt.study.watching import AbstractWatcher
 
 logger = logging.getLogger(__name__)
 
-STUDY = "study.json"
 RUNS = "runs"
 _LOCK = ".lock"
 

@@ -21,10 +21,11 @@ from filelock import FileLock
 from transformers import TrainerCallback
 
 from coadapt._errors import TrainingDiverged
+from coadapt._folders import CONFIG
 from coadapt.config import parse
 from coadapt.fitting import fit
 from coadapt.loading import Loader
-from coadapt.runs import CONFIG, Run, read_config
+from coadapt.runs import Run, read_config
 from coadapt.settings import RunConfig
 from coadapt.tasks import TaskSuite, load_suite
 from coadapt.training import METRICS_FILE

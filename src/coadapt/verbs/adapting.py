@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coadapt._errors import InputError
-from coadapt.verbs.common import DataRoot, TasksOption, mendable, names, out
+from coadapt._folders import require_run
+from coadapt.verbs.common import DataRoot, TasksOption, mendable, names, out, read_early
 
 if TYPE_CHECKING:
     from coadapt.runs import Run
@@ -41,6 +42,8 @@ def adapt(
 ) -> None:
     """Adapt a finished run to a new task: only the task's own part is learned, on few rows."""
     with mendable():
+        require_run(run)
+        read_early(task)
         from coadapt import adapting
         from coadapt.config import apply_overrides
         from coadapt.tasks import load_suite

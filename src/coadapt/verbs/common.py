@@ -31,6 +31,17 @@ def names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
+def read_early(file: Path | str) -> None:
+    """Refuse YAML that cannot be read, before libraries are imported that take seconds.
+
+    A name without an ending is that of a ready suite.
+    """
+    if Path(file).suffix in (".yaml", ".yml"):
+        from coadapt.config import load_yaml
+
+        load_yaml(file)
+
+
 @contextmanager
 def mendable() -> Iterator[None]:
     """Turn an error that the user can mend into a message without a traceback, and exit with 2."""

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from coadapt._errors import InputError
+from coadapt._folders import require_run
 from coadapt.verbs.common import (
     DataRoot,
     JsonFlag,
@@ -17,6 +18,7 @@ from coadapt.verbs.common import (
     mendable,
     names,
     out,
+    read_early,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def train(
 ) -> None:
     """Adapt one model to the tasks of a suite."""
     with mendable():
+        read_early(file)
         from coadapt.fitting import fit
         from coadapt.settings import read_train_file
 
@@ -68,6 +71,7 @@ def evaluate(
     """Score every task of a run, or of another suite; each metric with its 95 % interval."""
     served: dict[str, str] = {}
     with mendable():
+        require_run(run)
         from coadapt.runs import load_run
 
         opened = load_run(run, dtype=dtype)
@@ -104,6 +108,7 @@ def predict(
 ) -> None:
     """Predict for texts or a file of them; JSON, one object a line."""
     with mendable():
+        require_run(run)
         from coadapt.prediction import write_predictions
         from coadapt.runs import load_run
 
@@ -130,6 +135,7 @@ def export(
 ) -> None:
     """Write what stock PEFT, transformers or a server can load."""
     with mendable():
+        require_run(run)
         from coadapt.runs import load_run
 
         report = load_run(run).export(output, format=form, check=check)
@@ -156,6 +162,7 @@ def compose(
 ) -> None:
     """Serve a task by a weighted sum of the run's adapters, found on a few examples (LoRAHub)."""
     with mendable():
+        require_run(run)
         from coadapt.config import apply_overrides, parse
         from coadapt.lora_hub import LoraHub
         from coadapt.merging import compose_run

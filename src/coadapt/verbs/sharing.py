@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coadapt._errors import InputError
-from coadapt.verbs.common import DataRoot, JsonFlag, err, mendable, out
+from coadapt._folders import require_file, require_run
+from coadapt.verbs.common import DataRoot, JsonFlag, err, mendable, out, read_early
 
 if TYPE_CHECKING:
     from coadapt.planners import Proposal
@@ -121,11 +122,12 @@ def plan(
 ) -> None:
     """Say who should share an adapter and at what rank, and why."""
     with mendable():
+        require_file(diagnosis)
+        _refuse_unwritable(output)
         from coadapt.config import to_plain
         from coadapt.diagnosis import load_diagnosis
         from coadapt.planners import propose, write_plan
 
-        _refuse_unwritable(output)
         found = load_diagnosis(diagnosis)
         chosen = [name.strip() for name in tasks.split(",")] if tasks is not None else None
         arguments: dict[str, Any] = {"distance": distance, "ranks": ranks, "tasks": chosen}
@@ -164,6 +166,7 @@ def _print_plan(made: "Proposal", output: Path | None) -> None:
 def _diagnose_run(
     run: str, teachers: list[Path], reference: Path | None, overrides: list[str]
 ) -> Any:
+    require_run(Path(run))
     from coadapt.config import apply_overrides, parse, to_plain
     from coadapt.diagnosis import RunDiagnosisConfig, diagnose_run
 
@@ -175,6 +178,7 @@ def _diagnose_run(
 def _diagnose_suite(
     suite: str, model: str | None, overrides: list[str], data_root: Path | None
 ) -> Any:
+    read_early(suite)
     from coadapt.config import apply_overrides, parse
     from coadapt.diagnosis import DiagnosisConfig, examine
     from coadapt.settings import split_overrides

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from coadapt._errors import InputError
+from coadapt._folders import kind_of
 from coadapt.verbs.common import (
     DataRoot,
     JsonFlag,
@@ -17,6 +18,7 @@ from coadapt.verbs.common import (
     mendable,
     names,
     out,
+    read_early,
 )
 
 
@@ -37,6 +39,7 @@ def study(
 ) -> None:
     """Compare recipes fairly: equal budgets, tuning and seeds; paired statistics; resumable."""
     with mendable():
+        read_early(file)
         from coadapt.study import run_study
         from coadapt.study.tables import cells_sheets, main_sheets
 
@@ -82,6 +85,8 @@ def compare(
             return
         if figure is not None:
             raise InputError("--figure goes with --diagnosis; drop it")
+        for folder in folders:
+            kind_of(folder)
         from coadapt.study import compare as compare_folders
         from coadapt.study.tables import compared_sheets
 
