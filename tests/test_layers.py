@@ -41,6 +41,7 @@ LEVELS = [
     ["diagnosis", "analysis"],
     ["planners"],
     ["study", "accounting"],
+    ["reporting"],
     ["__init__"],
     ["demo", "_demo_tables"],
     ["verbs"],

@@ -9,6 +9,7 @@ from coadapt._version import __version__
 from coadapt.verbs.adapting import adapt
 from coadapt.verbs.common import out
 from coadapt.verbs.merging import merge
+from coadapt.verbs.reporting import report
 from coadapt.verbs.running import compose, evaluate, export, predict, train
 from coadapt.verbs.sharing import diagnose, plan
 from coadapt.verbs.starting import demo, methods
@@ -59,6 +60,7 @@ for verb in (
     merge,
     study,
     compare,
+    report,
 ):
     app.command()(verb)
 

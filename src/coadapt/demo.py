@@ -17,6 +17,7 @@ from coadapt.fitting import fit
 from coadapt.loading import Loader
 from coadapt.planners import propose, write_plan
 from coadapt.planning import Plan
+from coadapt.reporting import write_report
 from coadapt.runs import Run
 from coadapt.settings import merge_for_api, resolve
 from coadapt.tasks import TaskSuite, load_suite
@@ -81,7 +82,7 @@ def run_demo(output: Path, *, quick: bool, seed: int, console: "Console") -> dic
         console: where to print.
 
     Returns:
-        What is written to ``demo.json``.
+        What is written to ``demo.json``; ``report.html`` is written beside it.
     """
     if quick:  # beside a demo proper, not instead of it
         output = output / "quick"
@@ -119,7 +120,9 @@ def run_demo(output: Path, *, quick: bool, seed: int, console: "Console") -> dic
         "runs": {name: read_json(run.path / "result.json") for name, run in runs.items()},
     }
     write_json(output / "demo.json", summary)
+    report = write_report(output)
     console.print(f"everything is in {output}; numbers in {output / 'demo.json'}", markup=False)
+    console.print(f"to read, with pictures: {report}", markup=False, soft_wrap=True)
     return summary
 
 
