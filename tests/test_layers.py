@@ -31,7 +31,7 @@ LEVELS = [
     ["recipe", "recipes"],
     [
         *("backbone", "heads", "language", "moments", "settings", "loading", "model"),
-        *("penalties", "readouts"),
+        *("penalties", "quantization", "readouts"),
     ],
     [
         *("checkpoints", "saving", "_progress", "arguments", "resuming", "stepping", "training"),

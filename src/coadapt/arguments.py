@@ -1,6 +1,8 @@
 """From a configuration's ``training:`` to what the stock Trainer takes."""
 
 import dataclasses
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -39,6 +41,7 @@ def training_arguments(config: RunConfig, suite: TaskSuite, output: Path) -> Tra
         if key in config.training:
             raise InputError(f"training.{key} is set by the run itself (to {value!r}); drop it")
     _check_training(config.training)
+    _refuse_sharding(config.training)
     # Processes launched on a machine without an accelerator find each other only if told.
     defaults = {**DEFAULT_TRAINING, "use_cpu": not torch.accelerator.is_available()}
     if config.best is not None:
@@ -61,6 +64,20 @@ def training_arguments(config: RunConfig, suite: TaskSuite, output: Path) -> Tra
         )
     _refuse_unscored(args, suite)
     return args
+
+
+def _refuse_sharding(training: Mapping[str, Any]) -> None:
+    """Refuse FSDP and DeepSpeed, asked for in `training:` or by `accelerate launch`.
+
+    A block that a step lacks has no gradient, and both keep parameters of many blocks in one; and
+    where there is no accelerator, accelerate leaves FSDP out in silence.
+    """
+    for name, given in (("FSDP", training.get("fsdp")), ("DeepSpeed", training.get("deepspeed"))):
+        if given or os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
+            raise InputError(
+                f"{name} is asked for, and coadapt does not train sharded models; launch plain "
+                "processes (accelerate launch --multi_gpu --num_processes N -m coadapt train ...)"
+            )
 
 
 def _check_training(training: dict[str, Any]) -> None:

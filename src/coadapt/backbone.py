@@ -31,6 +31,7 @@ from transformers.utils.hub import cached_file
 from coadapt._errors import InputError
 from coadapt.assets import resolve_model
 from coadapt.config import LATER
+from coadapt.quantization import Quantization, quantized_arguments, settle_model
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class ModelConfig:
             kernel's backward is slower than plain products (``benchmarks/step.py --attention``),
             and leaves the choice to transformers elsewhere.
         trust_remote_code: passed to transformers; runs code that the model's author ships.
+        quantization: pack the linear maps of the frozen backbone in four or eight bits, see
+            :class:`coadapt.quantization.Quantization`.
     """
 
     name: str
@@ -87,9 +90,14 @@ class ModelConfig:
     backbone_dropout: bool = True
     attn_implementation: str | None = None
     trust_remote_code: bool = False
+    quantization: Quantization | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         """Check the range."""
+        if self.quantization is not None and self.dtype == "float64":
+            raise InputError(
+                "model.dtype float64 is none that a quantised model computes in; take float32"
+            )
         if self.max_length < 1:
             raise InputError(f"model.max_length must be at least 1, not {self.max_length}")
 
@@ -141,6 +149,17 @@ def model_kind(config: ModelConfig) -> ModelKind:
     return _kind(config, _read_config(config)[1])
 
 
+def is_quantized(config: ModelConfig) -> bool:
+    """Return whether the model is to be packed as it is loaded, or lies packed in its folder.
+
+    Raises:
+        InputError: if there is no configuration under that name.
+    """
+    hf_config = _read_config(config)[1]
+    packed = getattr(hf_config, "quantization_config", None) is not None
+    return packed or config.quantization is not None
+
+
 def _kind(config: ModelConfig, hf_config: Any) -> ModelKind:
     if config.kind != "auto":
         return config.kind
@@ -171,14 +190,20 @@ def load_backbone(
     kind = _kind(config, hf_config)
     if kind == "encoder":
         kwargs |= _pooling_argument(declared, hf_config)
+    quantized = quantized_arguments(config.quantization, hf_config, config.name)
     try:
         with quiet_loading():
             backbone, info = _CLASSES[kind].from_pretrained(
-                path, trust_remote_code=config.trust_remote_code, output_loading_info=True, **kwargs
+                path,
+                trust_remote_code=config.trust_remote_code,
+                output_loading_info=True,
+                **kwargs | (quantized or {}),
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model '{config.name}' could not be loaded: {error}") from error
     _refuse_missing(config, info)
+    if quantized is not None:
+        settle_model(backbone, dtype)
     backbone.requires_grad_(False)
     if kind != "encoder":
         return backbone, None
@@ -300,10 +325,13 @@ def fingerprint(backbone: nn.Module) -> str:
     """Return a short hash that tells one base model from another, whatever dtype it is loaded in.
 
     Names, shapes and the first 64 values of each weight, rounded to bfloat16: cheap for a model of
-    any size, and blind to the dtype, since rounding twice is rounding once.
+    any size, and blind to the dtype, since rounding twice is rounding once. Of a weight that is
+    packed, its bytes and scales.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in backbone.state_dict().items():
+        if ".quant_state." in name:  # tells the dtype that packed weights compute in
+            continue
         values = weight.flatten()[:64].to(torch.bfloat16).view(torch.int16).cpu().numpy()
         digest.update(f"{name}{tuple(weight.shape)}".encode() + values.tobytes())
     return digest.hexdigest()

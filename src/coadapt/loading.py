@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from coadapt._errors import InputError
+from coadapt.adapters.quantized import packed_tensors
 from coadapt.backbone import (
     ModelConfig,
     ModelKind,
@@ -137,5 +138,6 @@ class Loader:
         """
         key = [to_plain(config), str(dtype)]
         model, pooling = self._models.get(key, lambda: load_backbone(config, dtype))
-        tensors = () if trains else (*model.parameters(), *model.buffers())
+        tensors = (*model.parameters(), *model.buffers(), *packed_tensors(model))
+        tensors = () if trains else tensors
         return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}), pooling

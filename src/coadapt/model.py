@@ -15,6 +15,7 @@ from coadapt.backbone import (
     Pooling,
     compute_dtype,
     fingerprint,
+    is_quantized,
     load_backbone,
 )
 from coadapt.heads import TaskHeads
@@ -324,6 +325,12 @@ def build_model(
     trains = recipe.structure.trains_backbone
     if trains and dtype == torch.bfloat16:
         dtype = torch.float32
+    if trains and is_quantized(config):
+        raise InputError(
+            f"recipe structure '{recipe.structure.kind}' trains the weights of '{config.name}', "
+            "which are quantised; take the model in full precision (no model.quantization), or a "
+            "recipe that adds an update, such as lora"
+        )
     if loader is None:
         backbone, pooling = load_backbone(config, dtype)
     else:

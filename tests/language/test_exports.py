@@ -136,13 +136,6 @@ def test_the_base_models_generation_settings_come_along(tmp_path):
     assert {key: found[key] for key in settings} == settings
 
 
-def test_a_quantised_base_is_not_merged(folder_of, tokenizer, tmp_path):
-    model = make_model(folder_of("llama"), "lora")
-    model.backbone.config.quantization_config = {"quant_method": "gptq"}
-    with pytest.raises(InputError, match=r"is quantised.*--format peft"):
-        export_merged(model, tokenizer, tmp_path / "out", card_config=CONFIG)
-
-
 def test_full_ships_merged_only(folder_of, tmp_path):
     with pytest.raises(InputError, match=r"'full' ships as 'merged'.*--format merged"):
         export_peft(make_model(folder_of("llama"), "full"), tmp_path / "out", card_config=CONFIG)

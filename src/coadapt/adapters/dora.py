@@ -28,7 +28,8 @@ class DoraLinear(AbstractAdapted[AbstractGate]):
     the frozen part stays whole as in PEFT: W x + b + (g - 1) W drop(x) + g s B A drop(x).
 
     ``m`` is a parameter of shape (out, 1), as in the authors' code, so that an optimizer treats it
-    as the matrices and decays it. A row of W that is zero stays zero.
+    as the matrices and decays it. A row of W that is zero stays zero. A packed W is unpacked anew
+    in every forward for the norms.
 
     Args:
         base: the map to adapt; it is frozen and never edited.
@@ -40,7 +41,8 @@ class DoraLinear(AbstractAdapted[AbstractGate]):
         name: the module's name in its backbone.
 
     Raises:
-        InputError: if the weight of ``base`` is no plain matrix of floats, as a quantised one.
+        InputError: if the weight of ``base`` is neither a matrix of floats nor packed by
+            bitsandbytes.
     """
 
     def __init__(
@@ -57,26 +59,26 @@ class DoraLinear(AbstractAdapted[AbstractGate]):
         super().__init__(
             base, [rank], gate=ConstantGate(1), route=route, scale=scale, dropout=dropout, name=name
         )
-        self._check_weight()
+        W = self._checked_weight()
         self.detach_norm = detach_norm
         self._kept: tuple[object, Tensor] | None = None
-        W = linear_weight(base)
         wide = torch.promote_types(W.dtype, torch.float32)
         start = self._squares(W, wide).sqrt().to(torch.float32)
         self.m = nn.Parameter(start.unsqueeze(1))
 
-    def _check_weight(self) -> None:
+    def _checked_weight(self) -> Tensor:
         weight = getattr(self.base, "weight", None)
-        plain = isinstance(weight, Tensor) and weight.dtype in _FLOATS and weight.dim() == 2
-        if not plain or tuple(linear_weight(self.base).shape) != self._shape:
-            found = "no weight"
-            if isinstance(weight, Tensor):
-                found = f"a weight of {weight.dtype} and shape {tuple(weight.shape)}"
-            raise InputError(
-                f"'{self.name}' ({type(self.base).__name__}) has {found}, and DoRA takes the norms "
-                f"of the rows of a {self._shape} matrix of floats; load the base model without "
-                "quantisation, or take structure 'single' (recipe 'lora')"
-            )
+        found = "no weight"
+        if isinstance(weight, Tensor):
+            W = linear_weight(self.base)
+            if W.dtype in _FLOATS and tuple(W.shape) == self._shape:
+                return W
+            found = f"a weight of {weight.dtype} and shape {tuple(weight.shape)}"
+        raise InputError(
+            f"'{self.name}' ({type(self.base).__name__}) has {found}, and DoRA takes the norms "
+            f"of the rows of a {self._shape} matrix of floats; load the base model without "
+            "quantisation, or take structure 'single' (recipe 'lora')"
+        )
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -123,7 +125,8 @@ class DoraLinear(AbstractAdapted[AbstractGate]):
 
     def _squares(self, W: Tensor, dtype: torch.dtype) -> Tensor:
         """Return (out,) the squared norms of the rows of W, computed anew when it has changed."""
-        key = (W.data_ptr(), W._version, W.device, W.dtype, dtype)
+        stored = self.base.get_parameter("weight")  # W itself, unless that is packed
+        key = (stored.data_ptr(), stored._version, stored.device, stored.dtype, dtype)
         if self._kept is None or self._kept[0] != key:
             parts = [rows.to(dtype).square().sum(dim=1) for rows in W.split(_ROWS)]
             self._kept = key, torch.cat(parts)

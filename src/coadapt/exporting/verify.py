@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from coadapt._errors import InputError
 from coadapt._files import load_tensors, read_json
-from coadapt.backbone import Pooling, pool
+from coadapt.backbone import Pooling, is_quantized, pool
 from coadapt.evaluation import Encoded, predict_outputs
 from coadapt.exporting.layout import ROUTES, load_fresh, stock_class
 from coadapt.inits import Start
 from coadapt.model import MultiTaskModel, build_model
+from coadapt.quantization import unpack_model
 from coadapt.readouts import LanguageReadout, shifted_right
 from coadapt.tasks.language import IGNORED, LanguageCollator
 from coadapt.tasks.render import Collator
@@ -133,8 +134,13 @@ def _stock(model: MultiTaskModel, folder: Path, adapter: str | None) -> nn.Modul
 
 
 def in_float32(model: MultiTaskModel) -> MultiTaskModel:
-    """Return the model, or a float32 copy of it on the CPU with a base model of its own."""
-    if model.backbone.dtype == torch.float32 and model.device.type == "cpu":
+    """Return the model, or a float32 copy of it on the CPU with a base model of its own.
+
+    The copy of a quantised one is the plain model of the numbers that its packed weights stand for:
+    what its run computes, but for the rounding of what an eight-bit map reads.
+    """
+    quantized = is_quantized(model.model_config)
+    if model.backbone.dtype == torch.float32 and model.device.type == "cpu" and not quantized:
         return model
     copy = build_model(
         replace(model.model_config, dtype="float32"),
@@ -146,4 +152,6 @@ def in_float32(model: MultiTaskModel) -> MultiTaskModel:
         start=Start(fills=False),
     )
     copy.load_state_tensors(model.state_tensors(), "the model")
+    if quantized:
+        unpack_model(copy.backbone)
     return copy.eval()
