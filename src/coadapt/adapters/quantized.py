@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 # By the parameter's class, so that the package is imported only where it has been used already.
 _FOUR_BITS, _EIGHT_BITS = "Params4bit", "Int8Params"
@@ -63,6 +62,8 @@ def unpack(root: nn.Module) -> None:
 
 
 def _plain(module: nn.Module) -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
     weight, bias = dequantized_weight(module), getattr(module, "bias", None)
     num_outputs, num_inputs = weight.shape
     with torch.device("meta"):
