@@ -39,9 +39,7 @@ def study(
     ] = "local",
     address: Annotated[
         str | None,
-        typer.Option(
-            help="HOST:PORT of the Ray cluster; else RAY_ADDRESS, or one on this machine."
-        ),
+        typer.Option(help="HOST:PORT of a Ray cluster; else RAY_ADDRESS or one of this machine."),
     ] = None,
     data_root: DataRoot = None,
     tasks: TasksOption = None,
