@@ -24,9 +24,9 @@ class Hub(http.server.ThreadingHTTPServer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Hub
+    server: Hub  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def log_message(self, *args):
+    def log_message(self, format, *args):
         pass
 
     def answer(self, status, data):

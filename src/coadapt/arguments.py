@@ -7,8 +7,10 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from coadapt._errors import InputError, nearest
 from coadapt.settings import RunConfig

@@ -11,7 +11,7 @@ from coadapt._files import MANIFEST
 from coadapt.exporting.layout import CARD, ROUTES
 
 # Of the HTTP client that this huggingface_hub is built on, which has changed twice.
-_ClientError = HfHubHTTPError.__bases__[0]
+_ClientError: type[Exception] = HfHubHTTPError.__bases__[0]  # pyright: ignore[reportAssignmentType]
 
 
 def push_export(folder: str | Path, repo: str, *, public: bool = False) -> str:
