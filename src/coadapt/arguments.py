@@ -9,6 +9,10 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from coadapt._errors import InputError, nearest
 from coadapt.settings import RunConfig
@@ -28,6 +32,8 @@ DEFAULT_TRAINING: dict[str, Any] = {
     "report_to": "none",
     "ddp_find_unused_parameters": False,
 }
+# What the extra `trackers` brings.
+_TRACKERS = ("tensorboard", "mlflow")
 
 
 def training_arguments(config: RunConfig, suite: TaskSuite, output: Path) -> TrainingArguments:
@@ -63,6 +69,7 @@ def training_arguments(config: RunConfig, suite: TaskSuite, output: Path) -> Tra
             f"(torchrun --nproc_per_node {args.n_gpu} -m coadapt train ...), or make one visible"
         )
     _refuse_unscored(args, suite)
+    _refuse_absent_trackers(args)
     return args
 
 
@@ -104,3 +111,16 @@ def _refuse_unscored(args: TrainingArguments, suite: TaskSuite) -> None:
     if found not in scores:
         hint = nearest(found, scores)
         raise InputError(f"training.metric_for_best_model: '{found}' is no score{hint}")
+
+
+def _refuse_absent_trackers(args: TrainingArguments) -> None:
+    """Refuse a tracker that is unknown or not installed: the Trainer asks after loading models."""
+    for name in args.report_to or ():
+        if name not in INTEGRATION_TO_CALLBACK:
+            hint = nearest(str(name), list(INTEGRATION_TO_CALLBACK))
+            raise InputError(f"training.report_to: '{name}' is no tracker of transformers{hint}")
+        if name not in get_available_reporting_integrations():
+            extra = (
+                'pip install "coadapt[trackers]"' if name in _TRACKERS else "install its package"
+            )
+            raise InputError(f"training.report_to: '{name}' is not installed: {extra}")

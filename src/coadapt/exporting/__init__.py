@@ -6,7 +6,16 @@ heads; nothing knows the block layout.
 
 from coadapt.exporting.adapters import export_peft
 from coadapt.exporting.merged import export_merged
+from coadapt.exporting.pushing import check_repo, push_export
 from coadapt.exporting.report import ExportReport, Finding
 from coadapt.exporting.verify import verify_peft
 
-__all__ = ["ExportReport", "Finding", "export_merged", "export_peft", "verify_peft"]
+__all__ = [
+    "ExportReport",
+    "Finding",
+    "check_repo",
+    "export_merged",
+    "export_peft",
+    "push_export",
+    "verify_peft",
+]

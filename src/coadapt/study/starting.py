@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
+from coadapt._errors import InputError
 from coadapt._files import write_json, write_text
 from coadapt._sheet import to_markdown
 from coadapt.study.comparison import finite
+from coadapt.study.executor import AbstractExecutor
 from coadapt.study.grid import Grid
 from coadapt.study.local import Local
 from coadapt.study.running import Runner, claim
@@ -19,6 +21,8 @@ from coadapt.study.watching import ConsoleWatcher
 
 SUMMARY = "summary.json"
 TABLES = "tables.md"
+
+ExecutorKind = Literal["local", "ray"]
 
 
 def run_study(
@@ -31,6 +35,8 @@ def run_study(
     data_root: str | Path | None = None,
     tasks: Sequence[str] | None = None,
     workers: int | None = None,
+    executor: ExecutorKind = "local",
+    address: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Run a study, or what it still lacks, and return its statistics.
@@ -44,6 +50,8 @@ def run_study(
         data_root: reads ``DIR/<task>/<split>.jsonl`` instead of the suite's sources.
         tasks: of the suite, to take no others; all if not given.
         workers: cells at a time; None: as many as the cores, or accelerators, carry.
+        executor: who runs the cells: processes of this machine, or a Ray cluster.
+        address: of the Ray cluster, ``HOST:PORT``; see :class:`coadapt.study.cluster.RayCluster`.
         console: where to write what happens.
 
     Returns:
@@ -57,18 +65,32 @@ def run_study(
     """
     console = console or Console(quiet=True)
     folder = Path(output)
+    if executor not in ("local", "ray"):
+        raise InputError(f"executor '{executor}' is unknown; give local or ray")
+    if address is not None and executor != "ray":
+        raise InputError("an address goes with executor ray; drop it or name that executor")
     study, suite = read_study(file, overrides, data_root=data_root, only=tasks)
     grid = Grid(study, suite, str(file))
     with claim(folder, grid, resume=resume, changed=changed):
         _introduce(grid, console)
-        executor = Local(workers=workers, threads=study.threads, logs=folder / "logs")
-        with ConsoleWatcher(console, executor.num_workers) as watcher:
-            Runner(grid, folder, executor, watcher).run()
+        runs = _executor(executor, address, folder, workers=workers, threads=study.threads)
+        with ConsoleWatcher(console, runs.num_workers) as watcher:
+            Runner(grid, folder, runs, watcher).run()
         summary = finite(summarize(grid, folder))
         write_json(folder / SUMMARY, summary)
         sheets = [*main_sheets(summary), *detail_sheets(summary), *cells_sheets(summary)]
         write_text(folder / TABLES, to_markdown([plan_sheet(grid), *sheets]))
     return summary
+
+
+def _executor(
+    kind: ExecutorKind, address: str | None, folder: Path, *, workers: int | None, threads: int
+) -> AbstractExecutor:
+    if kind == "local":
+        return Local(workers=workers, threads=threads, logs=folder / "logs")
+    from coadapt.study.cluster import RayCluster
+
+    return RayCluster(workers=workers, threads=threads, folder=folder, address=address)
 
 
 def _introduce(grid: Grid, console: Console) -> None:

@@ -132,15 +132,29 @@ def export(
     check: Annotated[
         str | None, typer.Option(help="vllm: say what such a server refuses, and fit the ranks.")
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Upload it to the hub; new repositories: private."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push: let everybody see a new repository.")
+    ] = False,
 ) -> None:
     """Write what stock PEFT, transformers or a server can load."""
     with mendable():
         require_run(run)
+        if public and push is None:
+            raise InputError("--public goes with --push; drop it")
+        from coadapt.exporting import check_repo, push_export
         from coadapt.runs import load_run
 
+        if push is not None:
+            check_repo(push)
         report = load_run(run).export(output, format=form, check=check)
-    for line in report.lines():
-        out.print(line, markup=False, highlight=False)
+        for line in report.lines():
+            out.print(line, markup=False, highlight=False)
+        if push is not None:
+            out.print(f"pushed to {push_export(output, push, public=public)}", markup=False)
 
 
 def compose(

@@ -34,6 +34,13 @@ def study(
         int | None,
         typer.Option(min=1, help="Cells at a time; by default what the machine carries."),
     ] = None,
+    executor: Annotated[
+        str, typer.Option(help="Who runs the cells: local (this machine) or ray (a cluster).")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="HOST:PORT of a Ray cluster; else RAY_ADDRESS or one of this machine."),
+    ] = None,
     data_root: DataRoot = None,
     tasks: TasksOption = None,
 ) -> None:
@@ -53,6 +60,8 @@ def study(
                 data_root=data_root,
                 tasks=names(tasks),
                 workers=workers,
+                executor=executor,  # pyright: ignore[reportArgumentType]  # checked there
+                address=address,
                 console=out,
             )
         except KeyboardInterrupt as error:
