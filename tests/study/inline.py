@@ -14,7 +14,7 @@ from coadapt.study.grid import Grid
 from coadapt.study.running import Runner, claim
 from coadapt.study.spec import read_study
 from coadapt.study.watching import AbstractWatcher, ConsoleWatcher
-from coadapt.study.worker import Bench, _attempt
+from coadapt.study.worker import Bench, attempt
 from tests.toy_runs import model_of
 
 Intercept = Callable[[Job], dict[str, Any] | None]
@@ -87,7 +87,7 @@ class Inline(AbstractExecutor):
                 if self._on_step is not None:
                     self._on_step(job.id, step)
 
-            end = _attempt(self._bench, job.payload, tell)
+            end = attempt(self._bench, job.payload, tell)
         self._started = None
         self.ran.append(job.id)
         return [*told, Event(job=job.id, worker=0, **end)]

@@ -13,7 +13,7 @@ from filelock import FileLock
 from coadapt import loading
 from coadapt._errors import TrainingDiverged
 from coadapt.study import worker
-from coadapt.study.worker import Bench, _attempt
+from coadapt.study.worker import Bench, attempt
 from tests.study.inline import Inline, run_inline, scored
 from tests.toy_runs import content_of, result_of
 
@@ -161,12 +161,12 @@ def test_whatever_goes_wrong_is_answered(error, answer, bench, monkeypatch):
         raise error
 
     monkeypatch.setattr(Bench, "run_job", run_job)
-    assert _attempt(bench, {}, no_tell) == answer
+    assert attempt(bench, {}, no_tell) == answer
 
 
 def test_diverging_is_told_from_failing(trial, bench):
     trial["config"]["training"]["learning_rate"] = 1e30
-    answer = _attempt(bench, trial, no_tell)
+    answer = attempt(bench, trial, no_tell)
     assert answer["kind"] == "diverged"
     assert "not finite" in answer["data"]["error"]
     assert result_of(Path(trial["folder"]))["run"]["status"] == "failed"

@@ -20,7 +20,7 @@ import torch
 from coadapt._errors import InputError
 from coadapt._version import __version__
 from coadapt.study.executor import AbstractExecutor, Event, Job
-from coadapt.study.worker import Bench, _attempt
+from coadapt.study.worker import Bench, attempt
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class _Remote:
             return {"kind": "failed", "data": {"error": error}}, None
         self._step = None
         if self._mark.is_file():
-            return _attempt(self._bench, payload, self._tell), None
+            return attempt(self._bench, payload, self._tell), None
         # The same folder each time, so that a worker which is started anew finds the checkpoint.
         own = Path(tempfile.gettempdir()) / self._mark.name.lstrip(".")
         folder = own.joinpath(*Path(payload["folder"]).parts[-2:])
@@ -86,7 +86,7 @@ class _Remote:
             import ray
 
             _unpack(ray.get(there[0]), folder)
-        end = _attempt(self._bench, {**payload, "folder": str(folder)}, self._tell)
+        end = attempt(self._bench, {**payload, "folder": str(folder)}, self._tell)
         if end["kind"] != "finished":
             return end, None
         packed = _pack(folder)

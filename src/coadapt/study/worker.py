@@ -136,11 +136,11 @@ def main() -> None:
                 out.write(json.dumps({"kind": "step", "data": {"step": step, "of": of}}) + "\n")
 
         while True:
-            event = _attempt(bench, json.loads(jobs.get()), tell)
+            event = attempt(bench, json.loads(jobs.get()), tell)
             out.write(json.dumps(event) + "\n")
 
 
-def _attempt(bench: Bench, payload: dict[str, Any], tell: Tell) -> dict[str, Any]:
+def attempt(bench: Bench, payload: dict[str, Any], tell: Tell) -> dict[str, Any]:
     """Run a job; whatever goes wrong is its own, the next one gets its turn."""
     try:
         return {"kind": "finished", "data": bench.run_job(payload, tell)}
