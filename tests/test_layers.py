@@ -39,7 +39,7 @@ LEVELS = [
         *("evaluation", "unseen", "prediction", "predictions", "exporting", "importing", "merging"),
     ],
     ["diagnosis", "analysis"],
-    ["planners"],
+    ["planners", "checking"],
     ["study", "accounting"],
     ["reporting"],
     ["__init__"],

@@ -7,6 +7,7 @@ import typer
 
 from coadapt._version import __version__
 from coadapt.verbs.adapting import adapt
+from coadapt.verbs.checking import check
 from coadapt.verbs.common import out
 from coadapt.verbs.merging import merge
 from coadapt.verbs.reporting import report
@@ -49,6 +50,7 @@ def _common(
 for verb in (
     methods,
     demo,
+    check,
     diagnose,
     plan,
     train,

@@ -1,6 +1,6 @@
 """Tasks: what they are, where their rows come from, how they are mixed and scored."""
 
-from coadapt.tasks.load import load_suite, ready_suites
+from coadapt.tasks.load import declared_suite, load_suite, ready_suites
 from coadapt.tasks.metrics import METRICS, Metric
 from coadapt.tasks.mixing import Mixing, Proportional, StepBatchSampler, Temperature, Uniform
 from coadapt.tasks.prompts import Generation
@@ -34,6 +34,7 @@ __all__ = [
     "Temperature",
     "Uniform",
     "check_task_name",
+    "declared_suite",
     "encode",
     "load_suite",
     "ready_suites",

@@ -50,6 +50,19 @@ def load_suite(
         >>> suite.task("topic").num_outputs
         2
     """
+    suite = declared_suite(source, data_root=data_root, only=only, overrides=overrides, seed=seed)
+    return suite.resolved()
+
+
+def declared_suite(
+    source: str | Path | Mapping[str, Any],
+    *,
+    data_root: str | Path | None = None,
+    only: Iterable[str] | None = None,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+) -> TaskSuite:
+    """Return a suite as it is written, without looking at its data; see :func:`load_suite`."""
     data, where, base = _read(source)
     data = apply_overrides(data, overrides)
     if seed is not None:
@@ -61,7 +74,7 @@ def load_suite(
         local = task.pop("local", {})
         if data_root is not None:
             task |= local | {"data": _from_root(Path(data_root).absolute(), task["name"])}
-    return parse(TaskSuite, data, where).resolved()
+    return parse(TaskSuite, data, where)
 
 
 def ready_suites() -> tuple[str, ...]:
