@@ -22,6 +22,7 @@ LEVELS = [
     ],
     ["config", "_yaml", "_gguf", "assets"],
     ["tasks", "suites"],
+    ["drafting"],
     ["adapters"],
     [
         *("inits", "spectra", "structures", "regularizers", "balancing", "lora_hub"),

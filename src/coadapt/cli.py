@@ -9,6 +9,7 @@ from coadapt._version import __version__
 from coadapt.verbs.adapting import adapt
 from coadapt.verbs.checking import check
 from coadapt.verbs.common import out
+from coadapt.verbs.drafting import init
 from coadapt.verbs.merging import merge
 from coadapt.verbs.reporting import report
 from coadapt.verbs.running import compose, evaluate, export, predict, train
@@ -50,6 +51,7 @@ def _common(
 for verb in (
     methods,
     demo,
+    init,
     check,
     diagnose,
     plan,

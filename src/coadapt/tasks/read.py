@@ -80,6 +80,17 @@ def _read_file(path: Path, task: Task) -> Table:
     return _with_columns(_read_whole(path, task, task.source_columns), task)
 
 
+def read_file(path: Path) -> list[dict[str, Any]]:
+    """Return all columns of a file's rows; an empty cell of CSV and TSV is None.
+
+    Raises:
+        InputError: if it cannot be read, with file and line.
+    """
+    return _read_whole(
+        path, Task(name=path.stem, kind="generation", data=FileSource(path=str(path))), None
+    ).rows
+
+
 def _read_whole(path: Path, task: Task, wanted: Sequence[str] | None) -> Table:
     """Read a file's wanted columns or more, all if None; its ending tells the format."""
     if path.suffix not in _READERS:
