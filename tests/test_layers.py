@@ -40,7 +40,7 @@ LEVELS = [
         *("evaluation", "unseen", "prediction", "predictions", "exporting", "importing", "merging"),
     ],
     ["diagnosis", "analysis"],
-    ["planners", "checking"],
+    ["planners", "checking", "conversion"],
     ["study", "accounting"],
     ["reporting"],
     ["__init__"],

@@ -149,6 +149,16 @@ def model_kind(config: ModelConfig) -> ModelKind:
     return _kind(config, _read_config(config)[1])
 
 
+def encoder_prefix(config: ModelConfig) -> str:
+    """Return what an encoder's modules are called after in a stock model with a head, as ``bert.``.
+
+    Empty for a language model, which is loaded with its head.
+    """
+    if model_kind(config) != "encoder":
+        return ""
+    return f"{transformers.MODEL_MAPPING[type(_read_config(config)[1])].base_model_prefix}."
+
+
 def is_quantized(config: ModelConfig) -> bool:
     """Return whether the model is to be packed as it is loaded, or lies packed in its folder.
 

@@ -10,6 +10,7 @@ from coadapt.verbs.adapting import adapt
 from coadapt.verbs.checking import check
 from coadapt.verbs.common import out
 from coadapt.verbs.drafting import init
+from coadapt.verbs.importing import import_
 from coadapt.verbs.merging import merge
 from coadapt.verbs.reporting import report
 from coadapt.verbs.running import compose, evaluate, export, predict, train
@@ -67,6 +68,7 @@ for verb in (
     report,
 ):
     app.command()(verb)
+app.command(name="import")(import_)
 
 
 def main() -> None:

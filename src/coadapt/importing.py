@@ -177,8 +177,8 @@ def with_task(
     if rank < found.r:
         raise InputError(f"{adapter} has rank {found.r}, more than rank={rank}; give {found.r}")
     plan = _plan_alone(model, task.name, rank)
-    factors = _fitting(found, model, str(adapter))
-    weights |= _block(model, task.name, factors, rank)
+    factors = fitting(found, model, str(adapter))
+    weights |= block_of(model, task.name, factors, rank)
     return _rebuild(model, (*model.tasks, task), plan, weights)
 
 
@@ -249,21 +249,31 @@ def _plan_alone(model: MultiTaskModel, name: str, rank: int) -> Plan:
 def _read_head(path: Path, model: MultiTaskModel, task: Task) -> dict[str, Tensor]:
     if model.is_language_model:
         raise InputError(f"{task}: a language model has no heads, so {path} has no place; drop it")
-    tensors = load_tensors(path)
+    return head_of(load_tensors(path), model, task, str(path))
+
+
+def head_of(
+    tensors: dict[str, Tensor], model: MultiTaskModel, task: Task, where: str
+) -> dict[str, Tensor]:
+    """Return a head's tensors, ``weight`` (C, d) and ``bias`` (C,), by a model's names.
+
+    Raises:
+        InputError: if one is missing or of another shape.
+    """
     classes, width = task.num_outputs, model.backbone.config.hidden_size
     for key, shape in (("weight", (classes, width)), ("bias", (classes,))):
         if key not in tensors:
-            raise InputError(f"{path} has no tensor '{key}'; a head holds weight and bias")
+            raise InputError(f"{where} has no tensor '{key}'; a head holds weight and bias")
         if tuple(tensors[key].shape) != shape:
             raise InputError(
-                f"{path}: '{key}' has shape {tuple(tensors[key].shape)}, task '{task.name}' on "
+                f"{where}: '{key}' has shape {tuple(tensors[key].shape)}, task '{task.name}' on "
                 f"this model needs {shape}"
             )
     head = with_unit(task, tensors["weight"], tensors["bias"])
     return {f"heads/{task.name}/{key}": tensor for key, tensor in head.items()}
 
 
-def _fitting(
+def fitting(
     adapter: PeftAdapter, model: MultiTaskModel, source: str
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the factors under our names; a model with a head puts its backbone's name before."""
@@ -287,7 +297,7 @@ def _fitting(
     return found
 
 
-def _block(
+def block_of(
     model: MultiTaskModel, block: str, factors: dict[str, tuple[Tensor, Tensor]], rank: int
 ) -> dict[str, Tensor]:
     """Return the new block's tensors by name, such that its fold is the adapter's update."""

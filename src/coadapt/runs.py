@@ -231,13 +231,13 @@ class Run:
             adapter: a PEFT LoRA folder that becomes the task's block; a fresh block if None.
             head: a safetensors file with ``weight`` and ``bias``; a fresh head if None.
         """
-        output = _new_folder(output)
+        output = new_folder(output)
         model = with_task(self._handed_over(), task, rank=rank, adapter=adapter, head=head)
         return self._derive(model, output, f"task '{task.name}' added to {self.path}")
 
     def remove_task(self, name: str, output: str | Path) -> "Run":
         """Write a run without a task and the blocks only it used; the others' outputs stay."""
-        output = _new_folder(output)
+        output = new_folder(output)
         model = without_task(self._handed_over(), name)
         return self._derive(model, output, f"task '{name}' removed from {self.path}")
 
@@ -259,7 +259,12 @@ class Run:
         return Run(output, config, suite, model)
 
 
-def _new_folder(output: str | Path) -> Path:
+def new_folder(output: str | Path) -> Path:
+    """Return the path of a run's folder, which has to be new or empty.
+
+    Raises:
+        InputError: if something is there.
+    """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is there already; choose another output")
