@@ -104,20 +104,7 @@ def evaluate(
             from coadapt.harness import score_run
 
             reported = score_run(opened, harness, services)
-    if as_json:
-        from dataclasses import asdict
-
-        plain = {task: asdict(score) for task, score in scores.items()}
-        told = {"split": split, "tasks": plain} | ({"served": served} if served else {})
-        if reported:
-            told["lm_eval"] = {name: asdict(found) for name, found in reported.items()}
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    else:
-        out.print(_score_table(scores, f"{split}, 95 % bootstrap intervals over the rows"))
-        for task, by_what in served.items():
-            out.print(f"{task}: served by {by_what}", markup=False)
-        if reported:
-            out.print(harness_table(reported, scores))
+    _tell_scores(split, scores, served, reported, as_json=as_json)
 
 
 def predict(
@@ -249,6 +236,30 @@ def _blocks_of(run: "Run", task: str) -> list[str]:
         else:
             told.append(f"{made[0]} to {made[-1]} ({block.rank} each, {updates[made[0]]})")
     return told
+
+
+def _tell_scores(
+    split: str,
+    scores: "dict[str, TaskScores]",
+    served: dict[str, str],
+    reported: "dict[str, HarnessScores]",
+    *,
+    as_json: bool,
+) -> None:
+    if as_json:
+        from dataclasses import asdict
+
+        plain = {task: asdict(score) for task, score in scores.items()}
+        told = {"split": split, "tasks": plain} | ({"served": served} if served else {})
+        if reported:
+            told["lm_eval"] = {name: asdict(found) for name, found in reported.items()}
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    else:
+        out.print(_score_table(scores, f"{split}, 95 % bootstrap intervals over the rows"))
+        for task, by_what in served.items():
+            out.print(f"{task}: served by {by_what}", markup=False)
+        if reported:
+            out.print(harness_table(reported, scores))
 
 
 def _score_table(scores: "dict[str, TaskScores]", title: str) -> Table:
