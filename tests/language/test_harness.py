@@ -157,6 +157,7 @@ def test_what_cannot_be_scored_is_told_before_anything_is(run, files, tmp_path, 
     (tmp_path / "no.yaml").write_text("task: [no", encoding="utf-8")
     gone = files("gone", data="gone.jsonl")
     alone = files("alone")
+    wrong = files("wrong", CHOICE.replace("question", "question.none.at"))
     for words, said in {
         ("--lm-eval", "pikc", "--lm-eval-path", files("pick").rpartition("/")[0]): "did you mean",
         ("--lm-eval", f"pikc={alone}"): "there is no task 'pikc'; did you mean 'pick'",
@@ -165,6 +166,7 @@ def test_what_cannot_be_scored_is_told_before_anything_is(run, files, tmp_path, 
         ("--lm-eval", "none.yaml"): "no file none.yaml",
         ("--lm-eval", tmp_path / "no.yaml"): "cannot load",
         ("--lm-eval", gone): "gone.jsonl",
+        ("--lm-eval", wrong, "--by", "mean"): "cannot load",
         ("--lm-eval", f"{alone},{alone}"): "'alone' more than once",
         ("--lm-eval", ","): "names no task",
         ("--lm-eval", alone, "--lm-eval-path", tmp_path / "none"): "is no folder",

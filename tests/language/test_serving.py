@@ -1,10 +1,12 @@
 """Exports in the hands of a stock server and of stock PEFT: they answer as the run does."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +22,10 @@ from coadapt.tasks.prompts import Generation
 from tests.language.exported import CONFIG, make_model, routes_of
 from tests.tiny_language import NOWHERE
 
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SERVE = ("-m", "transformers.cli.transformers", "serve", "--device", "cpu", "--host", "127.0.0.1")
-TEXTS = ("Which animal barks?", "How many are 2 and 3?", "Is the sky red?")
+TEXTS: tuple[str, ...] = ("Which animal barks?", "How many are 2 and 3?", "Is the sky red?")
 TASKS = tuple(
     Task(name=name, kind="generation", data=NOWHERE, prompt=prompt, generation=generation)
     for name, prompt, generation in (
@@ -130,3 +134,21 @@ def test_a_mixed_batch_in_stock_peft_gives_the_runs_answers(folder_of, tmp_path)
             found = found.split(stop)[0]
         assert found.strip() == own[task][text]
     assert own["plain"] != own["asked"]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_the_page_s_code_gives_the_runs_answers(folder_of, tmp_path, client, monkeypatch, capsys):
+    model = make_model(folder_of("llama"), "private", tasks=TASKS)
+    tokenizer = load_tokenizer(model.model_config)
+    own = next(iter(predict_texts(model, tokenizer, ["a text"], "plain")))["text"]
+    served, batch = CODE.findall(PAGE.read_text(encoding="utf-8"))
+    export_merged(model, tokenizer, tmp_path / "merged", card_config=CONFIG)
+    monkeypatch.chdir(tmp_path / "merged")
+    # The server is this test's, and finds folders where it was started.
+    code = served.replace("TASK", "plain").replace("http://127.0.0.1:8000/v1", str(client.base_url))
+    exec(code.replace('route["model"]', f'"{tmp_path}/merged/" + route["model"]'), {})
+    assert own in capsys.readouterr().out
+    export_peft(model, tmp_path / "adapters", card_config=CONFIG)
+    monkeypatch.chdir(tmp_path / "adapters")
+    exec(batch.replace("max_new_tokens=32", "max_new_tokens=6"), {})
+    assert own in capsys.readouterr().out

@@ -101,10 +101,20 @@ def _load(manager: Any, task: str | None, asked: str, known: Sequence[str]) -> H
             f"lm-evaluation-harness knows no task '{asked}'{nearest(asked, manager.all_tasks)}; "
             "for one of your own give its YAML file, or their folder as --lm-eval-path"
         )
+    from jinja2 import TemplateError  # the harness brings it
+
     try:
         loaded = manager.load([asked])
-    # What a task file may raise: missing data (OSError), no YAML, wrong fields (the rest).
-    except (OSError, YAMLError, ValueError, KeyError, TypeError, ImportError) as error:
+    # What a task file may raise: missing data (OSError), no YAML, wrong templates and fields.
+    except (
+        OSError,
+        YAMLError,
+        TemplateError,
+        ValueError,
+        KeyError,
+        TypeError,
+        ImportError,
+    ) as error:
         raise InputError(f"lm-evaluation-harness cannot load '{asked}': {brief(error)}") from error
     # A file's task has a name of its own; groups and tags hold several.
     name = next(iter(loaded["tasks"])) if _is_file(asked) else asked
