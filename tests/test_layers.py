@@ -38,6 +38,7 @@ LEVELS = [
         *("checkpoints", "saving", "_progress", "arguments", "resuming", "stepping", "training"),
         *("runs", "statistics", "layer_similarity", "starting", "fitting", "transfer", "adapting"),
         *("evaluation", "unseen", "prediction", "predictions", "exporting", "importing", "merging"),
+        "harness",
     ],
     ["diagnosis", "analysis"],
     ["planners", "checking", "conversion"],

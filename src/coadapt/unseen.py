@@ -45,17 +45,22 @@ class UnseenScores:
 
     Args:
         rule: which blocks served, see :func:`serve`.
-        served: what that meant for each task, in words.
+        services: what that meant for each task.
         tasks: the scores.
         predicted: what was predicted, row by row.
         labels: what is true.
     """
 
     rule: str
-    served: dict[str, str]
+    services: dict[str, Service]
     tasks: dict[str, TaskScores]
     predicted: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
+
+    @property
+    def served(self) -> dict[str, str]:
+        """Which blocks served each task, in words."""
+        return {task: service.told for task, service in self.services.items()}
 
 
 def evaluate_unseen(
@@ -98,11 +103,10 @@ def evaluate_unseen(
     _warn_of_trained(trained, rows)
     tokenizer = loader.tokenizer(model.model_config)
     predicted: dict[str, np.ndarray] = {}
-    served: dict[str, str] = {}
+    services: dict[str, Service] = {}
     for task in suite.tasks:
         items = encode_rows(tokenizer, model.model_config, model.kind, task, rows[task.name])
-        service = serve(model, loader, trained, items, rule)
-        served[task.name] = service.told
+        service = services[task.name] = serve(model, loader, trained, items, rule)
         with model.route.fixing(service.gates):
             predicted[task.name] = answer_rows(
                 model,
@@ -115,7 +119,7 @@ def evaluate_unseen(
     labels = {name: found.labels for name, found in rows.items()}
     return UnseenScores(
         rule=rule or "shared",
-        served=served,
+        services=services,
         tasks=score_tasks(suite.tasks, labels, predicted, num_resamples=num_resamples, seed=seed),
         predicted=predicted,
         labels=labels,

@@ -21,6 +21,7 @@ NAMES = [task.name for task in TASKS]
 PLANS = {
     "lora": Plan.shared(NAMES, 3),
     "m_lora": Plan.shared(NAMES, 4),
+    "hydra_lora": Plan.shared(NAMES, 6),
     "private": Plan.private(NAMES, 6),
     "clustered": Plan(
         blocks={

@@ -197,6 +197,12 @@ def test_vllm_takes_a_llama(folder_of, tokenizer, tmp_path):
     assert "--generation-config vllm" in found["sampling"].action
     assert "prompt_logprobs" in found["scores of options"].action
     assert "task heads" not in found
+    modules = " ".join(f"{name}=adapters/{name}" for name in NAMES)
+    command = found["a server of all adapters"].why.partition("vllm serve ")[2]
+    options = "--enable-lora --max-loras 3 --max-lora-rank 8 --lora-modules"
+    assert command == f"{folder_of('llama')} {options} {modules}"
+    for word in modules.split():
+        assert (report.folder / word.partition("=")[2] / "adapter_config.json").is_file()
     assert set(report.ranks.values()) == {8}
     rows = encoded_rows(model, tokenizer)
     assert max(verify_peft(model, tokenizer, report.folder, rows).values()) < 1e-4
@@ -220,6 +226,7 @@ def test_vllm_refuses_some_language_models(folder_of, tmp_path):
     assert (refused.level, report.refused) == ("refused", True)
     assert "--format merged" in refused.action
     assert found["target modules query_key_value"].level == "note"
+    assert "a server of all adapters" not in found
     report, found = findings_of(make_model(folder_of("t5"), "lora"), tmp_path / "t5")
     assert found["the base model T5ForConditionalGeneration"].level == "refused"
     assert "prompts" not in found

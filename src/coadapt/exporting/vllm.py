@@ -5,7 +5,9 @@ Read, not run: ``vllm/config/lora.py`` (ranks), ``vllm/lora/peft_helper.py`` (th
 ``docs/models/supported_models.md``, and its maintainers' words in issues, up to 2026-09.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -73,6 +75,8 @@ def vllm_findings(model: MultiTaskModel, ranks: Mapping[str, int]) -> tuple[Find
         return (*found, _heads())
     if ranks and model.kind == "decoder":
         found.append(_maps(model))
+        if not any(finding.level == "refused" for finding in found):
+            found.append(_command(model.model_config.name, ranks))
     return (*found, *_prompts(model))
 
 
@@ -157,6 +161,19 @@ def _one_a_prompt(ranks: Mapping[str, int]) -> Finding:
         why="the server applies one adapter to a prompt; shared and private parts are already "
         "flattened into one a task",
         action="route each prompt to its task's adapter by routes.json",
+    )
+
+
+def _command(base: str, ranks: Mapping[str, int]) -> Finding:
+    """Say how a server of all the adapters is started."""
+    # An asset is a folder that only coadapt knows; there is a note of it.
+    words = ["BASE" if base.startswith("asset:") else base, "--enable-lora"]
+    words += ["--max-loras", str(len(ranks)), "--max-lora-rank", str(max(ranks.values()))]
+    words += ["--lora-modules", *(f"{Path(name).name}={name}" for name in ranks)]
+    return Finding(
+        level="ok",
+        what="a server of all adapters",
+        why=f"in the export's folder: vllm serve {shlex.join(words)}",
     )
 
 

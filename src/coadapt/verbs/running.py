@@ -20,9 +20,11 @@ from coadapt.verbs.common import (
     out,
     read_early,
 )
+from coadapt.verbs.harness import harness_table, harness_tasks, serving_blocks
 
 if TYPE_CHECKING:
     from coadapt.evaluation import TaskScores
+    from coadapt.harness import HarnessScores
     from coadapt.runs import Run
 
 
@@ -65,36 +67,44 @@ def evaluate(
     ] = None,
     data_root: DataRoot = None,
     tasks: TasksOption = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[TASK=]NAME,...",
+            help="Also score tasks of lm-evaluation-harness: names or YAML files, each by the "
+            "blocks of TASK, or of the task with its name, or as --by says.",
+        ),
+    ] = None,
+    lm_eval_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where your own lm-eval task files are.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 for full precision.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Score every task of a run, or of another suite; each metric with its 95 % interval."""
     served: dict[str, str] = {}
+    reported: dict[str, HarnessScores] = {}
     with mendable():
         require_run(run)
+        _refuse_idle_options(suite, by, data_root, tasks, lm_eval, lm_eval_path)
         from coadapt.runs import load_run
+        from coadapt.tasks import load_suite
 
         opened = load_run(run, dtype=dtype)
-        if suite is None:
-            if by or data_root or tasks:
-                raise InputError("--by, --data-root and --tasks are for another suite: add --suite")
+        other = load_suite(suite, data_root=data_root, only=names(tasks)) if suite else None
+        harness = harness_tasks(lm_eval, lm_eval_path, other or opened.suite)
+        if other is None:
+            services = serving_blocks(opened, harness, by)
             scores = opened.evaluate(split)
         else:
-            from coadapt.tasks import load_suite
-
-            other = load_suite(suite, data_root=data_root, only=names(tasks))
             found = opened.evaluate_unseen(other, rule=by, split=split)
             scores, served = found.tasks, found.served
-    if as_json:
-        from dataclasses import asdict
+            services = serving_blocks(opened, harness, by, found.services)
+        if harness:
+            from coadapt.harness import score_run
 
-        plain = {task: asdict(score) for task, score in scores.items()}
-        told = {"split": split, "tasks": plain} | ({"served": served} if served else {})
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    else:
-        out.print(_score_table(scores, f"{split}, 95 % bootstrap intervals over the rows"))
-        for task, by_what in served.items():
-            out.print(f"{task}: served by {by_what}", markup=False)
+            reported = score_run(opened, harness, services)
+    _tell_scores(split, scores, served, reported, as_json=as_json)
 
 
 def predict(
@@ -242,6 +252,30 @@ def _blocks_of(run: "Run", task: str) -> list[str]:
     return told
 
 
+def _tell_scores(
+    split: str,
+    scores: "dict[str, TaskScores]",
+    served: dict[str, str],
+    reported: "dict[str, HarnessScores]",
+    *,
+    as_json: bool,
+) -> None:
+    if as_json:
+        from dataclasses import asdict
+
+        plain = {task: asdict(score) for task, score in scores.items()}
+        told = {"split": split, "tasks": plain} | ({"served": served} if served else {})
+        if reported:
+            told["lm_eval"] = {name: asdict(found) for name, found in reported.items()}
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    else:
+        out.print(_score_table(scores, f"{split}, 95 % bootstrap intervals over the rows"))
+        for task, by_what in served.items():
+            out.print(f"{task}: served by {by_what}", markup=False)
+        if reported:
+            out.print(harness_table(reported, scores))
+
+
 def _score_table(scores: "dict[str, TaskScores]", title: str) -> Table:
     table = Table("task", "rows", "metric", "score", "95 % interval", title=title)
     for task, result in scores.items():
@@ -251,6 +285,21 @@ def _score_table(scores: "dict[str, TaskScores]", title: str) -> Table:
                 *first, name, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}"
             )
     return table
+
+
+def _refuse_idle_options(
+    suite: str | None,
+    by: str | None,
+    data_root: Path | None,
+    tasks: str | None,
+    lm_eval: str | None,
+    lm_eval_path: Path | None,
+) -> None:
+    """Refuse options that would have no effect."""
+    if suite is None and (data_root or tasks or (by and lm_eval is None)):
+        raise InputError("--by, --data-root and --tasks are for another suite: add --suite")
+    if lm_eval is None and lm_eval_path is not None:
+        raise InputError("--lm-eval-path has no effect without --lm-eval NAME,...")
 
 
 def _print_training(run: "Run") -> None:
