@@ -54,6 +54,7 @@ def test_leaked_text_between_splits_and_tasks(tmp_path):
         for name, mine in paths.items()
     }
     checked = check(declared_suite({"name": "s", "tasks": tasks}))
+    assert {finding.what for finding in checked.findings} == {"leak"}  # told once
     leak = only(checked, "leak")
     assert (leak.level, leak.task) == ("warning", "a")
     assert leak.said.startswith("22 training texts are test texts too")
@@ -122,10 +123,9 @@ def test_overlong_rows(tiny_bert, tmp_path):
     checked = found(tmp_path, str(file), ModelConfig(name=str(tiny_bert), max_length=16))
     long = only(checked, "long")
     told = checked.tasks["a"]
-    assert long.said.startswith(
-        f"{told['cut']} of {told['rows']['train']} training rows have more than 16"
-    )
-    assert 0 < told["cut"] <= 20
+    assert long.said.startswith("20 rows have more than 16 tokens and are cut: ")
+    assert f"{file}, line " in long.said
+    assert told["cut"] == 20
     assert told["tokens"][2] in (33, 34)  # thirty words, a number of one or two digits, specials
 
 
@@ -165,8 +165,10 @@ def test_all_tasks_are_looked_at_even_if_the_first_is_wrong(tmp_path):
         "gone": {"kind": "classification", "data": str(tmp_path / "gone.csv")},
         "constant": {"kind": "classification", "data": str(good)},
     }
+    tasks["sound"] = {"kind": "classification", "data": str(write(tmp_path / "c.csv", GOOD))}
     checked = check(declared_suite({"name": "s", "tasks": tasks}))
     assert [finding.task for finding in checked.findings] == ["gone", "constant"]
+    assert list(checked.tasks) == ["sound"]  # and what is sound is shown
 
 
 # The command -------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ def test_the_run_answers_as_stock_peft(base, suite_file, adapters, tmp_path):
     folders = {**adapters, "dates": adapters["sums"]}  # two tasks through one adapter
     model = {"name": str(base), "dtype": "float32", "max_length": 64}
     run = import_adapters(folders, load_suite(suite_file), model, tmp_path / "run")
+    assert run.config.plan is not None
     assert {n: (b.rank, b.tasks) for n, b in run.config.plan.blocks.items()} == {
         "sums": (4, ("sums", "dates")),
         "names": (2, ("names",)),
@@ -71,7 +72,7 @@ def test_the_run_answers_as_stock_peft(base, suite_file, adapters, tmp_path):
         merged = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         fold = opened.model.fold(task)
         for name, (A, B) in fold.items():
-            merged.get_submodule(name).weight.data += B @ A
+            merged.get_submodule(name).get_parameter("weight").data += B @ A
         text = "sums 3 of many?"
         torch.testing.assert_close(logits(merged, text), logits(stock, text), rtol=1e-4, atol=1e-4)
     # And it is a run like any other.

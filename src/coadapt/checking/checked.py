@@ -2,9 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,11 @@ import numpy as np
 from coadapt._errors import InputError
 from coadapt._sheet import Sheet
 from coadapt.backbone import ModelConfig, load_tokenizer, model_kind
-from coadapt.checking.data import leaks, look_at
-from coadapt.checking.finding import SHOWN, Finding, worst_first
+from coadapt.checking.data import Seen, leaks, look_at
+from coadapt.checking.finding import SHOWN, Finding, some, worst_first
 from coadapt.tasks import TaskSuite
 from coadapt.tasks.render import encode
-from coadapt.tasks.split import SPLITS
+from coadapt.tasks.split import SPLITS, text_key
 
 LETTERS = 300  # of a row that is shown
 
@@ -29,7 +29,7 @@ class Checked:
         findings: errors first.
         tasks: by task ``rows`` by split, ``labels`` with how often each is trained on, ``tokens``
             (median, 95th percentile, longest; of training rows, where a model was given), ``cut``
-            (how many training rows are longer than the model is given).
+            (how many rows are longer than the model is given).
         shown: by task a training row as the model sees it, cut to 300 letters.
     """
 
@@ -85,39 +85,40 @@ def check(suite: TaskSuite, model: ModelConfig | None = None) -> Checked:
     seen = {task.name: look_at(task) for task in suite.tasks}
     findings = [finding for one in seen.values() for finding in one.findings]
     findings += leaks(seen)
-    if any(finding.level == "error" for finding in findings):
+    wrong = {finding.task for finding in findings if finding.level == "error"}
+    sound = tuple(task for task in suite.tasks if task.name not in wrong)
+    if not sound:
         return Checked(findings=worst_first(findings), tasks={}, shown={})
-    said: list[str] = []
     try:
-        with _kept(said):
-            ready = suite.resolved()
+        with _unsaid():
+            ready = replace(suite, tasks=sound).resolved()
             tasks = {task.name: _describe(ready, task.name) for task in ready.tasks}
     except InputError as error:
         stop = Finding(level="error", task="-", what="read", said=str(error), remedy="as it says")
         return Checked(findings=worst_first([*findings, stop]), tasks={}, shown={})
-    shown = {name: ready.rows(name, "train").texts for name in tasks}
     if model is not None and model_kind(model) == "encoder":
-        findings += _lengths(ready, model, tasks)
-    first = {name: texts[0][:LETTERS] for name, texts in shown.items() if texts}
+        findings += _lengths(ready, model, tasks, seen)
+    texts = {name: ready.rows(name, "train").texts for name in tasks}
+    first = {name: found[0][:LETTERS] for name, found in texts.items() if found}
     return Checked(findings=worst_first(findings), tasks=tasks, shown=first)
 
 
 @contextmanager
-def _kept(said: list[str]) -> Iterator[None]:
-    """Keep what loading logs: it has been found already, with places."""
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    source, handler = logging.getLogger("coadapt.tasks"), Keep()
-    source.addHandler(handler)
-    before, source.propagate = source.propagate, False
+def _unsaid() -> Iterator[None]:
+    """Leave out what loading logs: it has been found already, with places."""
+    source = logging.getLogger("coadapt.tasks")
+    before, source.disabled = source.disabled, True
+    children = [logging.getLogger(name) for name in logging.root.manager.loggerDict
+                if name.startswith("coadapt.tasks.")]  # fmt: skip
+    levels = [child.disabled for child in children]
+    for child in children:
+        child.disabled = True
     try:
         yield
     finally:
-        source.removeHandler(handler)
-        source.propagate = before
+        source.disabled = before
+        for child, level in zip(children, levels, strict=True):
+            child.disabled = level
 
 
 def _describe(suite: TaskSuite, name: str) -> dict[str, Any]:
@@ -131,30 +132,32 @@ def _describe(suite: TaskSuite, name: str) -> dict[str, Any]:
 
 
 def _lengths(
-    suite: TaskSuite, model: ModelConfig, tasks: dict[str, dict[str, Any]]
-) -> Iterable[Finding]:
-    """Count tokens as training will, and tell what does not fit."""
+    suite: TaskSuite, model: ModelConfig, tasks: dict[str, dict[str, Any]], seen: Mapping[str, Seen]
+) -> Iterator[Finding]:
+    """Count tokens as training will, and tell what does not fit, in whatever split."""
     tokenizer = load_tokenizer(model)
-    findings = []
     for name, told in tasks.items():
-        rows = suite.rows(name, "train")
-        items = encode(tokenizer, rows, model.max_length)
-        lengths = np.array([len(item["input_ids"]) + item.get("cut", 0) for item in items])
-        if not lengths.size:
-            continue
-        told["tokens"] = [int(v) for v in (*np.percentile(lengths, (50, 95)), lengths.max())]
-        told["cut"] = int((lengths > model.max_length).sum())
-        if told["cut"]:
-            longest = rows.texts[int(lengths.argmax())]
-            findings.append(
-                Finding(
-                    level="warning",
-                    task=name,
-                    what="long",
-                    said=f"{told['cut']} of {len(lengths)} training rows have more than "
-                    f"{model.max_length} tokens and are cut; the longest ({lengths.max()}) begins "
-                    f"'{longest[:40]}'",
-                    remedy="raise model.max_length, or shorten them",
-                )
+        cut: list[tuple[int, str]] = []
+        places = {key: place for rows in seen[name].rows.values() for key, _, _, place in rows}
+        for split in SPLITS:
+            rows = suite.rows(name, split)
+            items = encode(tokenizer, rows, model.max_length)
+            lengths = np.array([len(item["input_ids"]) + item.get("cut", 0) for item in items])
+            if split == "train" and lengths.size:
+                told["tokens"] = [
+                    int(v) for v in (*np.percentile(lengths, (50, 95)), lengths.max())
+                ]
+            for index in np.flatnonzero(lengths > model.max_length):
+                texts = (rows.texts[index], *((rows.pairs[index],) if rows.pairs else ()))
+                cut.append((int(lengths[index]), places[text_key(texts)]))
+        told["cut"] = len(cut)
+        if cut:
+            longest = [f"{place} ({length})" for length, place in sorted(cut, reverse=True)]
+            yield Finding(
+                level="warning",
+                task=name,
+                what="long",
+                said=f"{len(cut)} rows have more than {model.max_length} tokens and are cut: "
+                f"{some(longest)}",
+                remedy="raise model.max_length, or shorten them",
             )
-    return findings

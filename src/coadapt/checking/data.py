@@ -195,6 +195,7 @@ def _repeated(task: Task, seen: Seen) -> Iterator[Finding]:
     counted: Counter[tuple[bytes, tuple[str, ...], str]] = Counter()
     again: list[str] = []
     for rows in seen.rows.values():
+        counted.clear()  # a text in two splits is a leak, and told as one
         for key, content, label, place in rows:
             labels[key, content.options].setdefault(str(label), place)
             counted[key, content.options, str(label)] += 1
