@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from coadapt import InputError
 from coadapt._files import read_json
 from coadapt.reporting import collect, render
 from tests.reporting.pages import check
@@ -108,6 +109,30 @@ def test_a_log_that_was_cut_off_is_read_as_far_as_it_goes(copied):
     with (copied / "private/metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 99, "loss_topic": 0.')
     assert "Training" in check(render(collect(copied / "private"))).titles
+
+
+def test_a_log_that_is_damaged_is_told_with_its_line(copied):
+    file = copied / "private/metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join([lines[0], '{"step": 2, "loss": }', *lines[1:]]), encoding="utf-8")
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 2: not JSON"):
+        collect(copied / "private")
+
+
+def test_losses_that_are_no_numbers_are_left_out(copied):
+    with (copied / "private/metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 99, "loss_topic": NaN}\n{"epoch": 1}\n')
+    data = collect(copied / "private")
+    assert "NaN" not in json.dumps(data)
+    check(render(data))
+
+
+def test_a_run_that_is_not_scored_shows_its_validation_curves(copied):
+    result = read_json(copied / "private/result.json")
+    result["metrics"] = {}
+    (copied / "private/result.json").write_text(json.dumps(result), encoding="utf-8")
+    page = check(render(collect(copied / "private")))
+    assert "validation score by task" in {e["text"] for e in page.of("text")}
 
 
 def test_pictures_that_were_drawn_of_a_run_are_shown(copied):

@@ -5,10 +5,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from coadapt import InputError
 from coadapt._files import read_json
+from coadapt.diagnosis import Diagnosis, PairMeasure
 from coadapt.reporting import collect, render, write_report
 from tests.invoking import refuse, succeed
 from tests.reporting.pages import check
@@ -118,6 +120,13 @@ def test_verdicts_are_those_of_the_intervals(index, tmp_path):
         and arm["difference"]["outcome"] == "win"
         and arm["difference"]["p_holm"] < 0.05
     ]
+    drawn = [
+        p
+        for sec in collect(folder)["sections"]
+        for p in sec["parts"]
+        if p.get("form") == "intervals"
+    ]
+    assert [row["name"] for row in drawn[0]["rows"] if row["mark"] == "win"] == shown
     if shown:
         assert f"ship **{shown[0]}**" in told
         assert told.endswith("shown.")
@@ -134,6 +143,30 @@ def test_a_hundred_tasks_with_names_of_any_kind(tmp_path):
     heads = {e["text"] for e in page.of("th") if "tbody" in e["within"]}
     assert set(names) <= heads
     assert "88 further tasks are in the tables." in page.of("main")[0]["text"]
+
+
+def test_a_hundred_tasks_with_a_diagnosis_stay_small(tmp_path):
+    names = [f"task_{index}" for index in range(100)]
+    rng = np.random.default_rng(0)
+    values = rng.uniform(-1, 1, (100, 100))
+    values = (values + values.T) / 2
+    np.fill_diagonal(values, 1.0)
+    measure = PairMeasure(title="similarity", reading="made up.", values=values)
+    pairs = {"similarity": measure, "representation": measure}
+    found = Diagnosis(tasks=tuple(names), of="nothing", rows=dict.fromkeys(names, 9), pairs=pairs)
+    folder = write_study(tmp_path / "study", tasks=names, tables=2)
+    found.save(folder / "diagnosis.json")
+    check(render(collect(folder)))
+
+
+def test_a_p_value_of_zero_is_the_surest(tmp_path):
+    folder = write_study(tmp_path / "study")
+    summary = read_json(folder / "summary.json")
+    [arm] = [a for a in summary["tables"][0]["arms"] if a["arm"] == "private-R8"]
+    arm["mean"] = 0.9
+    arm["difference"] |= {"outcome": "win", "p_holm": 0.0, "mean": 0.2, "low": 0.1, "high": 0.3}
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    assert "ship **private**" in collect(folder)["answer"][0]
 
 
 def test_one_seed_shows_nothing(tmp_path):

@@ -33,6 +33,7 @@ _SETTINGS: dict[Any, Any] = {
 }
 WIDE = 7.2  # inches, the page's column
 NAMED = 24  # characters of a name in a chart
+NUMBERED, NAMES = 16, 25  # tasks of a heat map whose cells have numbers; whose names are written
 
 
 def draw(part: Mapping[str, Any], number: int) -> str:
@@ -178,28 +179,38 @@ def _heat(part: Mapping[str, Any]) -> Any:
     panel = panels[-1]
     shown = values[np.ix_(order, order)]
     # An opacity tells the size, on light and on dark paper; the colour tells the sign.
-    others = shown[~np.eye(number, dtype=bool)]
-    span = max(float(np.nanmax(np.abs(others), initial=1e-9)), 1e-9)
-    for i in range(number):
-        for j in range(number):
-            value = shown[i, j]
-            if np.isnan(value) or i == j:
-                continue
-            strength = abs(value) / span
-            color = SERIES[0] if value >= 0 else SERIES[1]
-            panel.add_patch(_cell(i, j, color, 0.5 * strength))
-            if number <= 16:
-                told = f"{value:.2f}".replace("0.", ".", 1)
-                panel.text(j, i, told, ha="center", va="center", fontsize=8)
-    # Not of equal aspect: the panels' sides have to meet, for the branches to end above columns.
+    _cells(panel, shown)
     panel.set(xlim=(-0.5, number - 0.5), ylim=(number - 0.5, -0.5))
     labels = [_plain(names[index]) for index in order]
-    small = 9 if number <= 20 else max(3, 180 / number)
-    panel.set_xticks(range(number), labels, rotation=45, ha="right", fontsize=small)
-    panel.set_yticks(range(number), labels, fontsize=small)
+    each = -(-number // NAMES)
+    panel.set_xticks(range(0, number, each), labels[::each], rotation=45, ha="right")
+    panel.set_yticks(range(0, number, each), labels[::each])
     panel.spines[:].set_visible(False)
     panel.tick_params(length=0)
     return figure
+
+
+def _cells(panel: Any, values: np.ndarray) -> None:
+    """Fill the cells off the diagonal; a number or, of many, a cross tells what is negative."""
+    number = len(values)
+    off = ~np.eye(number, dtype=bool) & ~np.isnan(values)
+    span = max(float(np.abs(values[off]).max(initial=1e-9)), 1e-9)
+    # An opacity tells the size, on light and on dark paper; the color tells the sign.
+    strength = np.where(off, 0.5 * np.abs(values) / span, 0.0)
+    if number > NUMBERED:
+        # One picture of all cells, in colors between the light page's and the dark one's.
+        image = np.zeros((number, number, 4))
+        image[..., :3] = np.where((values >= 0)[..., None], (0.2, 0.55, 0.8), (0.85, 0.45, 0.15))
+        image[..., 3] = 2 * strength
+        panel.imshow(image, interpolation="nearest", aspect="auto")
+        rows, columns = np.nonzero(off & (values < 0))
+        panel.plot(columns, rows, "x", color=INK, markersize=2, linestyle="", rasterized=True)
+        return
+    for i, j in zip(*np.nonzero(off), strict=True):
+        color = SERIES[0] if values[i, j] >= 0 else SERIES[1]
+        panel.add_patch(_cell(i, j, color, strength[i, j]))
+        told = f"{values[i, j]:.2f}".replace("0.", ".", 1)
+        panel.text(j, i, told, ha="center", va="center", fontsize=8)
 
 
 def _cell(row: int, column: int, color: str, alpha: float) -> Any:

@@ -1,11 +1,13 @@
 """The report of one run, or of runs beside each other."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from coadapt._errors import InputError
 from coadapt._files import read_json
 from coadapt._sheet import Sheet, missing, score
 from coadapt.config import dump_yaml, load_yaml
@@ -52,8 +54,6 @@ def of_runs(folder: Path, runs: Sequence[Path], diagnosis: Path | None) -> dict[
 def _read(run: Path) -> dict[str, Any]:
     """Return what a run's folder tells; a run that was stopped has written no result."""
     result = read_json(run / "result.json") if (run / "result.json").is_file() else {}
-    lines = run / "metrics.jsonl"
-    log = lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else []
     plan = run / "plan.yaml"
     metrics = result.get("metrics") or {}
     return {
@@ -63,9 +63,25 @@ def _read(run: Path) -> dict[str, Any]:
         "train": result.get("train"),
         "metrics": metrics.get("test") or {},
         "environment": result.get("environment"),
-        "log": [json.loads(line) for line in log if line.strip().endswith("}")],
+        "log": _read_log(run / "metrics.jsonl"),
         "plan": load_yaml(plan) if plan.is_file() else None,
     }
+
+
+def _read_log(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log; the last one may have been cut off."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            told = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise InputError(f"{file}, line {number}: not JSON ({error})") from error
+        if isinstance(told, dict) and "step" in told:
+            found.append(told)
+    return found
 
 
 def _value(scores: Mapping[str, Any]) -> Mapping[str, float]:
@@ -210,7 +226,7 @@ def _curves(told: Mapping[str, Mapping[str, Any]]) -> list[Part]:
             {"title": title, "series": series}
             for title, series in (
                 ("training loss by task", _logged(run["log"], r"loss_(.+)")),
-                ("validation score by task", _logged(run["log"], r"eval_(.+)", run["metrics"])),
+                ("validation score by task", _logged(run["log"], r"eval_(.+)", _tasks(run))),
             )
             if series
         ]
@@ -226,6 +242,10 @@ def _curves(told: Mapping[str, Mapping[str, Any]]) -> list[Part]:
     return found
 
 
+def _tasks(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (run["config"].get("suite") or {}).get("tasks") or {}
+
+
 def _logged(
     log: Sequence[Mapping[str, Any]], pattern: str, tasks: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
@@ -234,7 +254,12 @@ def _logged(
         for key, value in line.items():
             named = re.fullmatch(pattern, key)
             # What is logged of a task is `eval_TASK`, and `eval_TASK_METRIC` of each metric.
-            if named and (tasks is None or named[1] in tasks) and isinstance(value, int | float):
+            if (
+                named
+                and (tasks is None or named[1] in tasks)
+                and isinstance(value, int | float)
+                and math.isfinite(value)
+            ):
                 found.setdefault(named[1], []).append((line["step"], float(value)))
     return [
         {"name": name, "x": list(x), "y": list(y), "low": None, "high": None}

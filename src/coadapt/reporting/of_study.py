@@ -115,8 +115,15 @@ def _verdict(table: dict[str, Any]) -> str:
 
 
 def _is_shown(arm: dict[str, Any]) -> bool:
+    return _outcome(arm) == "win"
+
+
+def _outcome(arm: dict[str, Any]) -> str:
+    """Return win or loss where interval and corrected p-value both bear it, else tie."""
     found = arm.get("difference")
-    return bool(found) and found["outcome"] == "win" and (found["p_holm"] or 1.0) < SHOWN
+    if not found or found["p_holm"] is None or found["p_holm"] >= SHOWN:
+        return "tie"
+    return found["outcome"]
 
 
 def _difference(arm: dict[str, Any], base: str) -> str:
@@ -130,7 +137,9 @@ def _difference(arm: dict[str, Any], base: str) -> str:
 
 def _needed(arm: dict[str, Any]) -> str:
     number = arm.get("seeds_needed")
-    return f"; some {number} seeds would show a difference worth having" if number else ""
+    if not number or number <= len(arm["seeds"]):
+        return ""
+    return f"; some {number} seeds would show a difference worth having"
 
 
 def _reliance(summary: dict[str, Any]) -> list[str]:
@@ -152,7 +161,7 @@ def _differences(summary: dict[str, Any]) -> list[Part]:
         rows = [
             {"name": names[arm["arm"]], "value": arm["difference"]["mean"],
              "low": arm["difference"]["low"], "high": arm["difference"]["high"],
-             "mark": arm["difference"]["outcome"]}
+             "mark": _outcome(arm)}
             for arm in arms
         ]  # fmt: skip
         told = "; ".join(f"{row['name']} {signed(row['value'])}" for row in rows)

@@ -1,7 +1,6 @@
 """From a report's data to one HTML file that needs nothing else."""
 
 import base64
-import json
 import re
 from collections.abc import Mapping
 from importlib.resources import files
@@ -60,7 +59,7 @@ def render(data: Mapping[str, Any]) -> str:
     environment.filters |= {"drawn": drawn, "marked": marked, "base64": _base64, "anchor": _anchor}
     template = environment.from_string((here / "report.html.jinja").read_text(encoding="utf-8"))
     css = (here / "report.css").read_text(encoding="utf-8")
-    return template.render(report=data, css=Markup(css), size=len(json.dumps(data)))
+    return template.render(report=data, css=Markup(css))
 
 
 def _base64(svg: str) -> str:
