@@ -156,7 +156,8 @@ def encoder_prefix(config: ModelConfig) -> str:
     """
     if model_kind(config) != "encoder":
         return ""
-    return f"{transformers.MODEL_MAPPING[type(_read_config(config)[1])].base_model_prefix}."
+    stock: Any = transformers.MODEL_MAPPING[type(_read_config(config)[1])]
+    return f"{stock.base_model_prefix}."
 
 
 def is_quantized(config: ModelConfig) -> bool:

@@ -15,7 +15,7 @@ from coadapt.tasks.sources import FileSource
 from coadapt.tasks.split import Split, text_key
 
 RARE, OFTEN = 0.1, 10  # a label is rare beside one that is ten times as frequent, and has ten rows
-_WHOLE = "train"  # under which rows of a source without splits are kept
+_WHOLE: Split = "train"  # under which rows of a source without splits are kept
 
 
 @dataclass(kw_only=True)
@@ -43,7 +43,8 @@ def look_at(task: Task) -> Seen:
         seen.findings.append(_error(task, "read", str(error), "mend it as the message says"))
         return seen
     seen.splits = not isinstance(tables, Table)
-    for split, table in ({_WHOLE: tables} if isinstance(tables, Table) else tables).items():
+    by_split: dict[Split, Table] = {_WHOLE: tables} if isinstance(tables, Table) else tables
+    for split, table in by_split.items():
         seen.rows[split] = list(_rows(task, table, seen.findings))
     seen.findings += [*_empty(task, seen), *_labels(task, seen), *_repeated(task, seen)]
     return seen

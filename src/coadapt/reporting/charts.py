@@ -208,7 +208,7 @@ def _cells(panel: Any, values: np.ndarray) -> None:
         return
     for i, j in zip(*np.nonzero(off), strict=True):
         color = SERIES[0] if values[i, j] >= 0 else SERIES[1]
-        panel.add_patch(_cell(i, j, color, strength[i, j]))
+        panel.add_patch(_cell(i, j, color, float(strength[i, j])))
         told = f"{values[i, j]:.2f}".replace("0.", ".", 1)
         panel.text(j, i, told, ha="center", va="center", fontsize=8)
 
