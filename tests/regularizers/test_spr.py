@@ -119,3 +119,12 @@ def test_nothing_of_the_size_of_the_factors_is_kept_beside_them():
     own = [value for value in kept if value.untyped_storage().data_ptr() in factors]
     assert len(own) == 4
     assert all(value.numel() <= 16 for value in kept if not any(value is mine for mine in own))
+
+
+def test_the_span_of_a_sum_of_blocks_may_be_less_than_their_spans():
+    """What proposition 3.1 of ThanoRA denies: two blocks of full rank that cancel."""
+    generator = torch.Generator().manual_seed(0)
+    A, B = (torch.randint(-3, 4, size, generator=generator).float() for size in ((2, 6), (5, 2)))
+    stacked = torch.cat([B, -B], dim=1) @ torch.cat([A, A])
+    assert torch.linalg.matrix_rank(B @ A) == 2
+    assert torch.equal(stacked, torch.zeros(5, 6))  # whole numbers: exactly, not up to rounding
