@@ -28,8 +28,12 @@ told = {}
 for name, words in json.loads(sys.argv[1]).items():
     result = CliRunner().invoke(app, words)
     told[name] = [result.exit_code, result.stderr, sorted({"torch", "numpy"} & set(sys.modules))]
+heavy = {"peft", "transformers.modeling_utils", "accelerate", "sklearn"}
+from coadapt.diagnosis import load_diagnosis
+from coadapt.planners import propose
+told["a plan"] = sorted(heavy & set(sys.modules))
 import coadapt.recipes
-told["methods"] = sorted({"peft", "transformers.modeling_utils", "accelerate"} & set(sys.modules))
+told["the table of methods"] = sorted(heavy & set(sys.modules))
 print(json.dumps(told))
 """
 
@@ -55,5 +59,6 @@ def test_a_path_that_leads_nowhere(name, told):
     assert imported == []
 
 
-def test_the_table_of_methods_needs_no_model_library(told):
-    assert told["methods"] == []
+@pytest.mark.parametrize("what", ["a plan", "the table of methods"])
+def test_no_model_library_is_imported_for(what, told):
+    assert told[what] == []

@@ -8,10 +8,10 @@ Example:
     8
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coadapt._errors import InputError
+from coadapt._lazy import lazy_names
 from coadapt._version import __version__
 
 if TYPE_CHECKING:
@@ -100,9 +100,4 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for."""
-    if name in _HOME:
-        return getattr(import_module(f"coadapt.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'coadapt' has no attribute '{name}'")
+__getattr__ = lazy_names(__name__, _HOME)

@@ -7,13 +7,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from coadapt._errors import InputError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and most files here hold text
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
 
@@ -48,17 +47,22 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not readable JSON: {error}") from error
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: "dict[str, Tensor]") -> None:
     """Write a safetensors file."""
+    from safetensors.torch import save_file
+
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> "dict[str, Tensor]":
     """Read a safetensors file.
 
     Raises:
         InputError: if it is missing, truncated or no safetensors file.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except FileNotFoundError as error:

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coadapt._errors import InputError
-from coadapt.diagnosis.collect import ProbeGradients
+
+if TYPE_CHECKING:  # a plan reads what was measured; it needs no torch
+    from coadapt.diagnosis.collect import ProbeGradients
 
 Array = NDArray[np.float64]
 
@@ -42,7 +44,7 @@ class Similarity:
     corrected_high: Array
 
 
-def gram_of(gradients: Sequence[ProbeGradients], *, fisher: bool = False) -> NDArray[np.float64]:
+def gram_of(gradients: "Sequence[ProbeGradients]", *, fisher: bool = False) -> NDArray[np.float64]:
     r"""Return inner products of all chunks' gradients, (P, N, N), N chunks of all tasks.
 
     With ``fisher``, in the metric of the inverse of the diagonal empirical Fisher information of
@@ -68,7 +70,7 @@ def gram_of(gradients: Sequence[ProbeGradients], *, fisher: bool = False) -> NDA
 
 
 def _inverse_fisher(
-    gradients: Sequence[ProbeGradients], modules: Sequence[str]
+    gradients: "Sequence[ProbeGradients]", modules: Sequence[str]
 ) -> Mapping[str, Array]:
     totals = [sum(task.squares[name].sum() for name in modules) for task in gradients]
     fisher = {

@@ -1,14 +1,34 @@
 """Planners: from a diagnosis and a rank budget to who shares."""
 
-from coadapt.planners.auto import Advice, advise
-from coadapt.planners.proposing import Proposal, plan, propose, write_plan
-from coadapt.planners.searching import (
-    Search,
-    SearchConfig,
-    candidates_of,
-    propose_by_search,
-    search,
-)
+from typing import TYPE_CHECKING
+
+from coadapt._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from coadapt.planners.auto import Advice, advise
+    from coadapt.planners.proposing import Proposal, plan, propose, write_plan
+    from coadapt.planners.searching import (
+        Search,
+        SearchConfig,
+        candidates_of,
+        propose_by_search,
+        search,
+    )
+
+# A search trains, the other planners need no torch.
+_HOME = {
+    "Advice": "auto",
+    "Proposal": "proposing",
+    "Search": "searching",
+    "SearchConfig": "searching",
+    "advise": "auto",
+    "candidates_of": "searching",
+    "plan": "proposing",
+    "propose": "proposing",
+    "propose_by_search": "searching",
+    "search": "searching",
+    "write_plan": "proposing",
+}
 
 __all__ = [
     "Advice",
@@ -23,3 +43,5 @@ __all__ = [
     "search",
     "write_plan",
 ]
+
+__getattr__ = lazy_names(__name__, _HOME)
