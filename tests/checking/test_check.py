@@ -1,12 +1,16 @@
 """Everything that is wrong with data is said at once, with file and line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from coadapt.backbone import ModelConfig
 from coadapt.checking import check
 from coadapt.tasks import declared_suite
+from coadapt.tasks.split import split_of, text_key
 from tests.invoking import invoke, succeed
+from tests.tiny_language import save_model
 
 WORDS = ("apple", "bread", "cat", "dog", "rope", "saw", "soup", "tool", "cup", "sun")
 GOOD = [
@@ -57,9 +61,25 @@ def test_leaked_text_between_splits_and_tasks(tmp_path):
     assert {finding.what for finding in checked.findings} == {"leak"}  # told once
     leak = only(checked, "leak")
     assert (leak.level, leak.task) == ("warning", "a")
-    assert leak.said.startswith("22 training texts are test texts too")
+    assert leak.said.startswith("22 of 100 training texts are test texts too")
     assert f"{train}, line 3 is {held}, line 2 (task 'b')" in leak.said  # but for case and space
     assert f"{train}, line 9 is {test}, line 22" in leak.said
+
+
+def test_leaks_into_rows_that_the_hash_of_their_text_holds_out(tmp_path):
+    train = write(tmp_path / "train.csv", GOOD)
+    test = write(tmp_path / "test.csv", [(f"new {text}", label) for text, label in GOOD])
+    paths = {"train": str(train), "test": str(test)}
+    tasks = {
+        "split": {"kind": "classification", "data": {"kind": "file", "path": paths}},
+        "whole": {"kind": "classification", "data": str(write(tmp_path / "b.csv", GOOD))},
+    }
+    suite = declared_suite({"name": "s", "tasks": tasks})
+    [leak] = [found for found in check(suite).findings if " test texts too" in found.said]
+    held = [text for text, _ in GOOD if split_of(text_key([text]), suite.split, 0) == "test"]
+    assert leak.task == "split"
+    assert leak.said.startswith(f"{len(held)} of 100 training texts are test texts too")
+    assert "(task 'whole')" in leak.said
 
 
 def test_constant_label(tmp_path):
@@ -76,7 +96,7 @@ def test_label_typo(typo, tmp_path):
     lines = [{"text": text, "label": label} for text, label in [*rows, ("one more", typo)]]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     label = only(found(tmp_path, str(file)), "label")
-    assert f"1 rows have the label '{typo}', 50 have 'positive': a typing error?" in label.said
+    assert f"'{typo}' is the label of 1, 'positive' of 50 rows: a typing error?" in label.said
     assert f"{file}, line 101" in label.said
 
 
@@ -100,7 +120,7 @@ def test_empty_rows(tmp_path):
     lines = [{"text": text, "label": label} for text, label in [*GOOD, ("  ", "good"), ("", "bad")]]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     empty = only(found(tmp_path, str(file)), "empty")
-    assert f"2 rows have an empty text: {file}, line 101, {file}, line 102" in empty.said
+    assert f"an empty text in 2 of 102 rows: {file}, line 101, {file}, line 102" in empty.said
 
 
 def test_every_row_that_cannot_be_read_is_named(tmp_path):
@@ -113,8 +133,6 @@ def test_every_row_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_overlong_rows(tiny_bert, tmp_path):
-    from coadapt.backbone import ModelConfig
-
     file = write(tmp_path / "a.csv", [*GOOD, (" ".join(["apple"] * 30), "good")])
     rows = [(f"{text} {k}", label) for text, label in GOOD[:10] for k in range(3)]
     file = write(
@@ -123,10 +141,24 @@ def test_overlong_rows(tiny_bert, tmp_path):
     checked = found(tmp_path, str(file), ModelConfig(name=str(tiny_bert), max_length=16))
     long = only(checked, "long")
     told = checked.tasks["a"]
-    assert long.said.startswith("20 rows have more than 16 tokens and are cut: ")
+    assert long.said.startswith("20 of 50 rows are cut, having more than 16 tokens: ")
     assert f"{file}, line " in long.said
     assert told["cut"] == 20
     assert told["tokens"][2] in (33, 34)  # thirty words, a number of one or two digits, specials
+
+
+def test_a_language_model_s_rows_are_shown_and_counted_as_it_reads_them(tmp_path):
+    rows = [*GOOD, *((f"{' apple' * 30} {k}", "good") for k in range(20))]
+    file = write(tmp_path / "a.csv", rows)
+    llama = save_model(tmp_path / "llama", "llama")
+    model = ModelConfig(name=str(llama), max_length=64)
+    checked = found(tmp_path, str(file), model, prompt="Is this good: {text}\nAnswer:")
+    assert only(checked, "long").said.startswith("20 of 120 rows are cut")
+    assert checked.tasks["a"]["tokens"][2] > 30
+    assert checked.shown["a"].startswith("Is this good: the ")
+    assert checked.shown["a"].endswith(("=>  good", "=>  bad"))
+    refused = found(tmp_path, str(file), replace(model, max_length=2))
+    assert "does not fit into max_length 2" in only(refused, "read").said
 
 
 def test_wrong_encoding(tmp_path):
@@ -154,9 +186,9 @@ def test_texts_with_two_labels_and_texts_twice(tmp_path):
     told = {finding.level: finding.said for finding in found(tmp_path, str(file)).findings}
     assert (
         told["warning"]
-        == f"1 texts stand with different labels: {file}, line 5 and {file}, line 102"
+        == f"1 of 100 texts stand with different labels: {file}, line 5 and {file}, line 102"
     )
-    assert told["note"].startswith("1 texts stand more than once with the same label")
+    assert told["note"].startswith("1 of 102 rows repeat a text with its label")
 
 
 def test_all_tasks_are_looked_at_even_if_the_first_is_wrong(tmp_path):

@@ -100,7 +100,7 @@ def test_from_seven_files_to_adapters_in_four_commands(tiny_bert, tmp_path, monk
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "one", "label": "x"}], "1 rows; at least 2"),
+        ([{"text": "one", "label": "x"}], "rows: 1; at least 2"),
         ([{"one": f"a {i}", "two": f"b {i}"} for i in range(9)], "no column looks like a label"),
         ([{"label": i % 2, "n": i} for i in range(9)], "no column looks like text"),
     ],
@@ -110,6 +110,11 @@ def test_files_that_tell_nothing(rows, message, tmp_path):
     with pytest.raises(InputError, match=message) as raised:
         guess(write(tmp_path / "a.csv", rows))
     assert str(tmp_path / "a.csv") in str(raised.value)
+
+
+def test_a_column_of_nan_holds_no_numbers(tmp_path):
+    rows = [{"text": t, "label": v} for t, v in zip(TEXTS, ["nan", "inf"] * 50, strict=True)]
+    assert guess(write(tmp_path / "a.csv", rows)).kind == CLASSES
 
 
 def test_nothing_is_overwritten_and_names_differ(tmp_path, monkeypatch):
@@ -123,4 +128,6 @@ def test_nothing_is_overwritten_and_names_differ(tmp_path, monkeypatch):
     before = (tmp_path / "out/suite.yaml").read_text()
     assert "is there already" in refuse("init", "b/a.csv", "--output", "out")
     assert (tmp_path / "out/suite.yaml").read_text() == before
-    assert "gone.csv" in refuse("init", "gone.csv", "--output", "new")
+    told = refuse("init", "gone.csv", "a.csv", "lost.csv", "--output", "new")
+    assert "gone.csv" in told
+    assert "lost.csv" in told  # all at once

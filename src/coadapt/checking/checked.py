@@ -14,8 +14,9 @@ from coadapt._sheet import Sheet
 from coadapt.backbone import ModelConfig, load_tokenizer, model_kind
 from coadapt.checking.data import Seen, leaks, look_at
 from coadapt.checking.finding import SHOWN, Finding, some, worst_first
+from coadapt.loading import encode_rows
 from coadapt.tasks import TaskSuite
-from coadapt.tasks.render import encode
+from coadapt.tasks.language import IGNORED
 from coadapt.tasks.split import SPLITS, text_key
 
 LETTERS = 300  # of a row that is shown
@@ -84,7 +85,7 @@ def check(suite: TaskSuite, model: ModelConfig | None = None) -> Checked:
     """
     seen = {task.name: look_at(task) for task in suite.tasks}
     findings = [finding for one in seen.values() for finding in one.findings]
-    findings += leaks(seen)
+    findings += leaks(suite, seen)
     wrong = {finding.task for finding in findings if finding.level == "error"}
     sound = tuple(task for task in suite.tasks if task.name not in wrong)
     if not sound:
@@ -96,11 +97,12 @@ def check(suite: TaskSuite, model: ModelConfig | None = None) -> Checked:
     except InputError as error:
         stop = Finding(level="error", task="-", what="read", said=str(error), remedy="as it says")
         return Checked(findings=worst_first([*findings, stop]), tasks={}, shown={})
-    if model is not None and model_kind(model) == "encoder":
-        findings += _lengths(ready, model, tasks, seen)
     texts = {name: ready.rows(name, "train").texts for name in tasks}
-    first = {name: found[0][:LETTERS] for name, found in texts.items() if found}
-    return Checked(findings=worst_first(findings), tasks=tasks, shown=first)
+    first = {name: found[0] for name, found in texts.items() if found}
+    if model is not None:
+        findings += _lengths(ready, model, tasks, first, seen)
+    shown = {name: text[:LETTERS] for name, text in first.items()}
+    return Checked(findings=worst_first(findings), tasks=tasks, shown=shown)
 
 
 @contextmanager
@@ -132,32 +134,71 @@ def _describe(suite: TaskSuite, name: str) -> dict[str, Any]:
 
 
 def _lengths(
-    suite: TaskSuite, model: ModelConfig, tasks: dict[str, dict[str, Any]], seen: Mapping[str, Seen]
+    suite: TaskSuite,
+    model: ModelConfig,
+    tasks: dict[str, dict[str, Any]],
+    shown: dict[str, str],
+    seen: Mapping[str, Seen],
 ) -> Iterator[Finding]:
     """Count tokens as training will, and tell what does not fit, in whatever split."""
-    tokenizer = load_tokenizer(model)
+    tokenizer, kind = load_tokenizer(model), model_kind(model)
     for name, told in tasks.items():
-        cut: list[tuple[int, str]] = []
-        places = {key: place for rows in seen[name].rows.values() for key, _, _, place in rows}
-        for split in SPLITS:
-            rows = suite.rows(name, split)
-            items = encode(tokenizer, rows, model.max_length)
-            lengths = np.array([len(item["input_ids"]) + item.get("cut", 0) for item in items])
-            if split == "train" and lengths.size:
-                told["tokens"] = [
-                    int(v) for v in (*np.percentile(lengths, (50, 95)), lengths.max())
-                ]
-            for index in np.flatnonzero(lengths > model.max_length):
-                texts = (rows.texts[index], *((rows.pairs[index],) if rows.pairs else ()))
-                cut.append((int(lengths[index]), places[text_key(texts)]))
-        told["cut"] = len(cut)
-        if cut:
-            longest = [f"{place} ({length})" for length, place in sorted(cut, reverse=True)]
-            yield Finding(
-                level="warning",
-                task=name,
-                what="long",
-                said=f"{len(cut)} rows have more than {model.max_length} tokens and are cut: "
-                f"{some(longest)}",
-                remedy="raise model.max_length, or shorten them",
-            )
+        try:
+            with _unsaid():
+                items = {
+                    split: encode_rows(
+                        tokenizer, model, kind, suite.task(name), suite.rows(name, split)
+                    )
+                    for split in SPLITS
+                }
+        except InputError as error:
+            remedy = "do as it says, or leave the task out"
+            yield Finding(level="error", task=name, what="read", said=str(error), remedy=remedy)
+            continue
+        lengths = {
+            split: np.array([len(item["input_ids"]) + item.get("cut", 0) for item in found])
+            for split, found in items.items()
+        }
+        if kind != "encoder" and items["train"]:
+            shown[name] = _read_by(tokenizer, items["train"][0])
+        if lengths["train"].size:
+            parts = (*np.percentile(lengths["train"], (50, 95)), lengths["train"].max())
+            told["tokens"] = [int(part) for part in parts]
+        yield from _too_long(suite, name, told, seen[name], model.max_length, items, lengths)
+
+
+def _read_by(tokenizer: Any, item: Mapping[str, Any]) -> str:
+    """Return the text of a language model's training row: the prompt, then the answer."""
+    answer = [token for token in item["labels"] if token != IGNORED][-item["num_answer"] :]
+    said = tokenizer.decode(answer, skip_special_tokens=True)
+    return f"{tokenizer.decode(item['prompt'])} => {said}"
+
+
+def _too_long(
+    suite: TaskSuite,
+    name: str,
+    told: dict[str, Any],
+    seen: Seen,
+    limit: int,
+    items: Mapping[str, list[dict[str, Any]]],
+    lengths: Mapping[str, np.ndarray],
+) -> Iterator[Finding]:
+    places = {key: place for rows in seen.rows.values() for key, _, _, place in rows}
+    cut: list[tuple[int, str]] = []
+    for split in SPLITS:
+        rows = suite.rows(name, split)
+        for index in (i for i, item in enumerate(items[split]) if item.get("cut")):
+            texts = (rows.texts[index], *((rows.pairs[index],) if rows.pairs else ()))
+            cut.append((int(lengths[split][index]), places[text_key(texts)]))
+    told["cut"] = len(cut)
+    if cut:
+        total = sum(len(found) for found in items.values())
+        longest = [f"{place} ({length})" for length, place in sorted(cut, reverse=True)]
+        yield Finding(
+            level="warning",
+            task=name,
+            what="long",
+            said=f"{len(cut)} of {total} rows are cut, having more than {limit} tokens: "
+            f"{some(longest)}",
+            remedy="raise model.max_length, or shorten them",
+        )

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from coadapt._errors import InputError
 from coadapt.checking.finding import SHOWN, Finding, some
-from coadapt.tasks import Task
+from coadapt.tasks import Task, TaskSuite
 from coadapt.tasks.answers import Answer, read_answer
 from coadapt.tasks.read import Table, read_tables
 from coadapt.tasks.rows import Content, read_content
 from coadapt.tasks.sources import FileSource
-from coadapt.tasks.split import Split, text_key
+from coadapt.tasks.split import Split, split_of, text_key
 
 RARE, OFTEN = 0.1, 10  # a label is rare beside one that is ten times as frequent, and has ten rows
 _WHOLE: Split = "train"  # under which rows of a source without splits are kept
@@ -42,7 +42,7 @@ def look_at(task: Task) -> Seen:
     except InputError as error:
         seen.findings.append(_error(task, "read", str(error), "mend it as the message says"))
         return seen
-    seen.splits = not isinstance(tables, Table)
+    seen.splits = not isinstance(tables, Table) and set(tables) != {"train"}
     by_split: dict[Split, Table] = {_WHOLE: tables} if isinstance(tables, Table) else tables
     for split, table in by_split.items():
         seen.rows[split] = list(_rows(task, table, seen.findings))
@@ -114,7 +114,7 @@ def _empty(task: Task, seen: Seen) -> Iterator[Finding]:
             level="warning",
             task=task.name,
             what="empty",
-            said=f"{len(places)} rows have an empty text: {some(places)}",
+            said=f"an empty text in {len(places)} of {_number(seen)} rows: {some(places)}",
             remedy="remove them: nothing can be learnt of them",
         )
 
@@ -138,7 +138,7 @@ def _labels(task: Task, seen: Seen) -> Iterator[Finding]:
         other = _meant(label, counts, known)
         if other is None:
             continue
-        said = f"{number} rows have the label '{label}', {counts[other]} have '{other}'"
+        said = f"'{label}' is the label of {number}, '{other}' of {counts[other]} rows"
         level = "error" if known and label not in known else "warning"
         yield Finding(
             level=level,
@@ -207,7 +207,8 @@ def _repeated(task: Task, seen: Seen) -> Iterator[Finding]:
             level="note",
             task=task.name,
             what="duplicate",
-            said=f"{len(again)} texts stand more than once with the same label: {some(again)}",
+            said=f"{len(again)} of {_number(seen)} rows repeat a text with its label: "
+            f"{some(again)}",
             remedy="one of each is kept where coadapt splits; declared splits stay as they are",
         )
     torn = [" and ".join(found.values()) for found in labels.values() if len(found) > 1]
@@ -216,31 +217,47 @@ def _repeated(task: Task, seen: Seen) -> Iterator[Finding]:
             level="warning",
             task=task.name,
             what="duplicate",
-            said=f"{len(torn)} texts stand with different labels: {some(torn)}",
+            said=f"{len(torn)} of {len(labels)} texts stand with different labels: {some(torn)}",
             remedy="decide on one: such rows can be neither learnt nor scored",
         )
 
 
-def leaks(found: Mapping[str, Seen]) -> list[Finding]:
-    """Tell texts that one task tests or validates on and the same or another one trains on."""
+def leaks(suite: TaskSuite, found: Mapping[str, Seen]) -> list[Finding]:
+    """Tell texts that one task tests or validates on and the same or another one trains on.
+
+    Rows of a source without splits are where the hash of their text puts them.
+    """
+    placed = {name: list(_placed(suite, seen)) for name, seen in found.items()}
     findings = []
     for held in ("test", "validation"):
         where = {
             key: (name, place)
-            for name, seen in found.items()
-            for key, _, _, place in seen.rows.get(held, ())
-            if seen.splits
+            for name, rows in placed.items()
+            for split, key, place in rows
+            if split == held
         }
-        for name, seen in found.items():
+        for name, rows in placed.items():
+            trained = [(key, place) for split, key, place in rows if split == "train"]
             pairs = [
                 f"{place} is {where[key][1]}" + (f" (task '{other}')" if other != name else "")
-                for key, _, _, place in seen.rows.get("train", ())
-                if seen.splits and key in where
+                for key, place in trained
+                if key in where
                 for other in [where[key][0]]
             ]
             if pairs:
-                said = f"{len(pairs)} training texts are {held} texts too: {some(pairs)}"
+                said = f"{len(pairs)} of {len(trained)} training texts are {held} texts too: "
+                said += some(pairs)
                 remedy = "they are removed from train; make the splits of all tasks by text"
                 finding = Finding(level="warning", task=name, what="leak", said=said, remedy=remedy)
                 findings.append(finding)
     return findings
+
+
+def _placed(suite: TaskSuite, seen: Seen) -> Iterator[tuple[Split, bytes, str]]:
+    for split, rows in seen.rows.items():
+        for key, _, _, place in rows:
+            yield split if seen.splits else split_of(key, suite.split, suite.seed), key, place
+
+
+def _number(seen: Seen) -> int:
+    return sum(len(rows) for rows in seen.rows.values())

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -64,7 +65,7 @@ def guess(file: Path) -> Guess:
     """
     rows = read_file(file)
     if len(rows) < 2:
-        raise InputError(f"{file}: {len(rows)} rows; at least 2 are needed to tell what they are")
+        raise InputError(f"{file}: rows: {len(rows)}; at least 2 are needed to tell what they are")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     filled = {
         name: [row.get(name) for row in rows if row.get(name) is not None] for name in columns
@@ -88,6 +89,23 @@ def guess(file: Path) -> Guess:
         values=dict(counts.most_common()) if kind == "classification" else {},
         reasons=(why_texts, why_label, why_kind),
     )
+
+
+def guess_all(files: Sequence[Path]) -> list[Guess]:
+    """Look at several files.
+
+    Raises:
+        InputError: if one cannot be told, with what is wrong with each of those.
+    """
+    guesses, wrong = [], []
+    for file in files:
+        try:
+            guesses.append(guess(file))
+        except InputError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise InputError("\n".join(wrong))
+    return guesses
 
 
 def _is_list(value: Any) -> bool:
@@ -148,7 +166,6 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, bool):
         return False
     try:
-        float(value)
+        return isfinite(float(value))  # a column of "nan" holds no numbers
     except (TypeError, ValueError):
         return False
-    return True

@@ -17,9 +17,9 @@ def init(
 ) -> None:
     """Look at data files, and write suite.yaml and train.yaml for them, with comments."""
     with mendable():
-        from coadapt.drafting import guess, write_files
+        from coadapt.drafting import guess_all, write_files
 
-        guesses = [guess(file) for file in data]
+        guesses = guess_all(data)
         written = write_files(guesses, output, model)
     for found in guesses:
         out.print(f"{found.file.name}: {found.kind}, {found.rows:,} rows", highlight=False)
