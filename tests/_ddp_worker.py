@@ -1,8 +1,8 @@
 """One of the processes that `accelerate launch` starts: trains every job of a file of JSON.
 
 A job is the arguments of `coadapt.train`, and with ``stop_at`` a step at which all processes stop
-once before they resume. Next to each run goes a list of what a process other than the first wrote
-or made there.
+once before they resume; or a ``command`` of the command line. Next to each run goes a list of what
+a process other than the first wrote or made there.
 """
 
 import json
@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 from accelerate import PartialState
+from typer.testing import CliRunner
 
 import coadapt
+from coadapt.cli import app
 from coadapt.training import MultiTaskTrainer
 
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
@@ -53,6 +55,12 @@ def train(job: dict) -> None:
     coadapt.train(**job)
 
 
+def command(words: list[str], told: Path) -> None:
+    """Run a command of the command line and keep what it prints."""
+    result = CliRunner().invoke(app, words)
+    told.write_text(f"{result.exit_code} {result.output}", encoding="utf-8")
+
+
 def main(jobs: Path) -> None:
     state = PartialState(cpu=True)
     assert state.num_processes == 2
@@ -60,7 +68,10 @@ def main(jobs: Path) -> None:
         output, seen = Path(job["output"]), []
         if not state.is_main_process:
             watch(output, seen)
-        train(job)
+        if "command" in job:
+            command(job["command"], output.with_name(f"{output.name}.{state.process_index}.txt"))
+        else:
+            train(job)
         if not state.is_main_process:
             output.with_name(f"{output.name}.seen.json").write_text(json.dumps(seen))
         state.wait_for_everyone()

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import coadapt
+from tests.invoking import succeed
 from tests.toy_runs import (
     EXACT,
     TRAINING,
@@ -51,6 +53,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "weighted-losses": {"recipe": "lora+uncertainty"},
     "weighted-gradients": {"recipe": "lora+grad_norm"},
 }
+DIAGNOSES = {"each": (), "pool": ("pool=true",)}
 # A term on each micro-batch and process is another one with other micro-batches.
 UNLIKE: dict[str, dict[str, Any]] = {"regularized": {"recipe": "align_kl"}}
 
@@ -75,10 +78,15 @@ def suite(toy_suite_files):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tiny_bert, suite, tmp_path_factory):
+def two_processes(tiny_bert, suite, toy_suite_files, tmp_path_factory):
     """The folder with the runs of all JOBS, each trained by two processes."""
     folder = tmp_path_factory.mktemp("two")
     jobs = [job_of(name, tiny_bert, suite, folder / name, 4) for name in JOBS | UNLIKE]
+    (folder / "suite.yaml").write_text(yaml.safe_dump(toy_suite_files), encoding="utf-8")
+    (folder / "diagnosis").mkdir()
+    for name, options in DIAGNOSES.items():
+        words = diagnosing(folder, tiny_bert, *options, "--output", f"{folder}/diagnosis/{name}")
+        jobs.append({"output": f"{folder}/diagnosis", "command": words})
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     # `--cpu` leaves it to MPI to start more than one process; `--multi_gpu` starts them itself, and
     # without a GPU they talk by gloo.
@@ -96,6 +104,32 @@ def two_processes(tiny_bert, suite, tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-5000:]
     return folder
+
+
+def diagnosing(folder: Path, model: Path, *options: str) -> list[str]:
+    """Return the words of `coadapt diagnose` of the suite in ``folder``."""
+    settings = ("model.dtype=float32", "model.max_length=32", "num_bootstrap=20", *options)
+    words = [word for setting in settings if "=" in setting for word in ("--set", setting)]
+    words += [option for option in options if "=" not in option]
+    return ["diagnose", str(folder / "suite.yaml"), "--model", str(model), *words]
+
+
+@pytest.mark.parametrize("name", ["each", "pool"])
+def test_two_processes_diagnose_as_one(name, two_processes, tiny_bert, tmp_path):
+    options = [option for option in DIAGNOSES[name] if "=" in option]
+    words = diagnosing(two_processes, tiny_bert, *options, "--output", str(tmp_path / "one.json"))
+    succeed(*words)
+    found = json.loads((two_processes / "diagnosis" / name).read_text(encoding="utf-8"))
+    wanted = json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))
+    for plain in (found, wanted):
+        del plain["seconds"]
+    assert found == wanted  # every number to its last bit
+
+
+def test_only_the_first_process_tells_a_diagnosis(two_processes):
+    seen = json.loads((two_processes / "diagnosis.seen.json").read_text(encoding="utf-8"))
+    assert seen == []
+    assert (two_processes / "diagnosis.1.txt").read_text(encoding="utf-8") == "0 "
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -96,6 +96,50 @@ def test_values_are_made_once_a_forward_and_never_outlive_it():
     assert torch.equal(values_of(gate, x, route), first.flip(0))
 
 
+MANY = TaskGate([(k,) for k in range(32)], [2] * 32)  # rank 64 in all, 2 of a row's own
+
+
+def own(gate: AbstractGate, x: Tensor, route: Route) -> Tensor:
+    found = gate.own(x, route)
+    assert found is not None
+    return found
+
+
+def test_rows_entries_where_a_row_uses_few_of_many():
+    x = torch.zeros(2, 5)
+    assert own(MANY, x, route_of(3, 0)).tolist() == [[6, 7], [0, 1]]
+    few = TaskGate([(k,) for k in range(31)], [2] * 31)
+    assert few.own(x, route_of(3, 0)) is None
+    wide = TaskGate([(0,), (1,), (2,)], [30, 30, 30])
+    assert wide.own(x, route_of(0, 2)) is None
+    assert ConstantGate(64).own(x, route_of(0, 1)) is None
+
+
+def test_rows_entries_of_unequal_ranks_end_in_the_one_past_the_last(monkeypatch):
+    monkeypatch.setattr(TaskGate, "min_rank", 0)
+    monkeypatch.setattr(TaskGate, "min_share", 0)
+    gate, x = TaskGate(USES, RANKS), torch.zeros(2, 5)
+    assert own(gate, x, route_of(1, 0)).tolist() == [[1, 2, 6, 6], [0, 3, 4, 5]]
+    # Without gradients the axis is that of the blocks at hand.
+    narrow = TaskGate(((0,), (2,), (1,)), RANKS)
+    assert own(narrow, x, route_of(1, 0, grad=False)).tolist() == [[1, 2, 3], [0, 4, 4]]
+
+
+def test_no_entries_of_rows_where_positions_or_all_rows_have_them():
+    route = Route()
+    route.set(torch.tensor([[0, 1, 1]]))  # a packed row
+    assert MANY.own(torch.zeros(1, 3, 5), route) is None
+    route = route_of(0, 1)
+    with route.fixing([1.0] * 32):
+        assert MANY.own(torch.zeros(2, 5), route) is None
+    assert MANY.own(torch.zeros(0, 5), route_of()) is None
+
+
+def test_no_batch_is_by_row_but_the_one_the_route_was_set_for():
+    with pytest.raises(RuntimeError, match="got 3 rows but task ids for 2"):
+        MANY.own(torch.zeros(3, 5), route_of(0, 1))
+
+
 @pytest.mark.parametrize("num_rows", [1, 3])
 def test_a_route_refuses_rows_it_was_not_set_for(num_rows):
     gate, route = TaskGate(USES, RANKS), route_of(0, 1)

@@ -17,7 +17,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # modules sit where it does, unless one of them has an entry of its own: the longest entry decides.
 LEVELS = [
     [
-        *("_errors", "_version", "_environment", "_files", "_folders", "_lazy", "_seeds"),
+        *("_errors", "_version", "_environment", "_files", "_folders"),
+        *("_lazy", "_processes", "_seeds"),
         *("_stats", "_linalg", "_sheet", "theory"),
     ],
     ["config", "_yaml", "_gguf", "assets"],

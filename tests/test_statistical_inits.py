@@ -15,7 +15,7 @@ from torch import nn
 
 from coadapt import InputError
 from coadapt.adapters import ConstantGate, PartitionedLinear, Route, TaskGate
-from coadapt.adapters.layer import linear_weight
+from coadapt.adapters.linear import linear_weight
 from coadapt.inits import POOLED, BlockStart, Corda, Hasi, Pissa, allocate_task_ranks
 from coadapt.planning import COOPERATIVE, InfeasibleBudget, Plan
 from coadapt.recipe import Recipe

@@ -10,7 +10,7 @@ import torch
 
 from coadapt import InputError, load_run, statistics
 from coadapt._seeds import named_seed
-from coadapt.adapters.layer import linear_weight
+from coadapt.adapters.linear import linear_weight
 from coadapt.analysis import start_of
 from coadapt.backbone import ModelConfig, load_backbone
 from coadapt.config import parse

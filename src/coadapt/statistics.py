@@ -19,7 +19,7 @@ from coadapt._errors import InputError
 from coadapt._files import load_tensors, read_json, save_tensors, write_json
 from coadapt._seeds import named_generator, named_seed
 from coadapt.adapters import target_names
-from coadapt.adapters.layer import linear_weight
+from coadapt.adapters.linear import linear_weight
 from coadapt.backbone import ModelConfig, ModelKind, compute_dtype, fingerprint
 from coadapt.inits import POOLED, AbstractStatisticalInit, Spectra
 from coadapt.loading import Loader

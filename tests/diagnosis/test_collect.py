@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2Model
 
 from coadapt._errors import InputError
 from coadapt.adapters import target_names
-from coadapt.adapters.layer import linear_weight
+from coadapt.adapters.linear import linear_weight
 from coadapt.backbone import ModelConfig, load_backbone, pool
 from coadapt.diagnosis.collect import Collector, Moments
 from coadapt.tasks.render import Collator

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from coadapt._errors import InputError
-from coadapt.adapters.layer import linear_weight
+from coadapt.adapters.linear import linear_weight
 from coadapt.adapters.quantized import is_quantized, settle
 from coadapt.backbone import ModelConfig, load_backbone, load_tokenizer
 from coadapt.config import parse

@@ -4,14 +4,8 @@ from coadapt.adapters.block_shares import BlockShares
 from coadapt.adapters.dora import DoraLinear
 from coadapt.adapters.gate import AbstractGate, ConstantGate, DependsOn, Route, RouterGate, TaskGate
 from coadapt.adapters.inject import eject, feed_forward_groups, inject, target_names
-from coadapt.adapters.layer import (
-    AbstractAdapted,
-    Dropout,
-    Gated,
-    LinearLike,
-    PartitionedLinear,
-    linear_shape,
-)
+from coadapt.adapters.layer import AbstractAdapted, Dropout, Gated, PartitionedLinear
+from coadapt.adapters.linear import LinearLike, linear_shape
 from coadapt.adapters.prompts import TaskPrompts
 from coadapt.adapters.slots import AbstractSlotted, SlotFollower, SlotLinear, SlotRouter, SlotSum
 

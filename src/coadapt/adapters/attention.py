@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from coadapt._errors import InputError
-from coadapt.adapters.layer import linear_shape
+from coadapt.adapters.linear import linear_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

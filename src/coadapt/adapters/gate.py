@@ -9,6 +9,7 @@ token into nothing.
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import ClassVar, Literal
 
 import torch
@@ -97,7 +98,7 @@ class Route:
         Raises:
             InputError: if the value has no graph to send gradients through.
         """
-        if module not in self._watched.get(kind, ()) or not self.every_block:
+        if not self.listens(kind, module):
             return
         if not torch.is_grad_enabled():
             raise InputError(
@@ -105,6 +106,10 @@ class Route:
                 "training.activation_checkpointing_kwargs to {use_reentrant: false}"
             )
         self._noted[kind][module] = value
+
+    def listens(self, kind: str, module: str) -> bool:
+        """Whether a note of this kind by this module would be kept."""
+        return module in self._watched.get(kind, ()) and self.every_block
 
     def rows(self, num_rows: int) -> Tensor:
         """Return the task ids, refusing a batch that is not the one they were set for."""
@@ -152,6 +157,14 @@ class AbstractGate(ABC):
             logits: (B, ..., K) the router's product with the layer's input.
         """
 
+    def own(self, x: Tensor, route: Route) -> Tensor | None:
+        """Return (B, r) which entries of the rank axis of :meth:`blocks` each row uses.
+
+        Where a row uses fewer than r, the rest is R, the axis's length. None where computing
+        all entries for all rows is no dearer, or rows use more than their own.
+        """
+        return None
+
     @abstractmethod
     def constants(self, task: int) -> tuple[float, ...]:
         """Return the (K,) values that every row of ``task`` gets, for folding.
@@ -191,6 +204,11 @@ class TaskGate(AbstractGate):
 
     depends_on: ClassVar[DependsOn] = "task"
 
+    # From this rank of all blocks, and this many times a row's own, products by row are cheaper:
+    # `benchmarks/scaling.py` shows where the two cross.
+    min_rank: ClassVar[int] = 64
+    min_share: ClassVar[int] = 4
+
     def __init__(self, uses: Sequence[Sequence[int]], ranks: Sequence[int]) -> None:
         self._uses = tuple(tuple(u) for u in uses)
         self._ranks = tuple(ranks)
@@ -225,18 +243,37 @@ class TaskGate(AbstractGate):
             return kept
         return kept.view(kept.shape[0], *[1] * (z.dim() - 2), kept.shape[1])
 
+    def own(self, x: Tensor, route: Route) -> Tensor | None:
+        """Return each row's entries, (B, r), where there are many blocks and it uses few."""
+        if route.fixed is not None or not route.present:
+            return None
+        task_ids, blocks = route.rows(x.shape[0]), self.blocks(route)
+        columns = [self._columns(self._uses[task], blocks) for task in route.present]
+        total, most = sum(self._ranks[block] for block in blocks), max(map(len, columns))
+        if task_ids.dim() > 1 or total < max(self.min_rank, self.min_share * most):
+            return None
+        key = (self, "own", x.device)
+        kept = route.recall(key)
+        if kept is None:
+            table = torch.full((len(self._uses), most), total)
+            for task, mine in zip(route.present, columns, strict=True):
+                table[task, : len(mine)] = torch.tensor(mine)
+            kept = route.remember(key, table.to(x.device)[task_ids])
+        return kept
+
+    def _columns(self, used: Sequence[int], among: Sequence[int]) -> list[int]:
+        """Return where the entries of some blocks stand on the rank axis of others."""
+        ends = accumulate(self._ranks[block] for block in among)
+        starts = {b: end - self._ranks[b] for b, end in zip(among, ends, strict=True)}
+        return [starts[block] + i for block in used for i in range(self._ranks[block])]
+
     def _fixed(self, fixed: Sequence[float], blocks: Sequence[int], z: Tensor) -> Tensor:
         """Return (R,) the same values for every row."""
         values = torch.tensor([fixed[block] for block in blocks])
         return values.repeat_interleave(torch.tensor([self._ranks[b] for b in blocks])).to(z)
 
     def _rows(self, task_ids: Tensor, blocks: tuple[int, ...]) -> Tensor:
-        starts = [sum(self._ranks[:block]) for block in blocks]
-        columns = [
-            column
-            for start, block in zip(starts, blocks, strict=True)
-            for column in range(start, start + self._ranks[block])
-        ]
+        columns = self._columns(blocks, range(len(self._ranks)))
         return self._member_TR[:, columns].to(task_ids.device)[task_ids]
 
     def constants(self, task: int) -> tuple[float, ...]:

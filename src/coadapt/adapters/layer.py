@@ -3,50 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coadapt.adapters.gate import AbstractGate, Route
-from coadapt.adapters.quantized import dequantized_weight, is_quantized
-
-
-@runtime_checkable
-class LinearLike(Protocol):
-    """A module that maps (..., in_features) to (..., out_features), quantised ones included."""
-
-    in_features: int
-    out_features: int
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """Return (in, out) of a module that behaves like ``nn.Linear``, or None for any other."""
-    if _is_transposed(module):
-        size_in, size_out = module.get_parameter("weight").shape
-        return size_in, size_out
-    if isinstance(module, LinearLike):
-        return module.in_features, module.out_features
-    return None
-
-
-def linear_weight(module: nn.Module) -> Tensor:
-    """Return the (out, in) weight of a module that behaves like ``nn.Linear``.
-
-    Of one that bitsandbytes packed it is the float32 matrix that the packed weight stands for.
-    """
-    if is_quantized(module):
-        return dequantized_weight(module)
-    weight = module.get_parameter("weight").detach()
-    return weight.T if _is_transposed(module) else weight
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    """Whether it is GPT-2's linear map, whose weight is (in, out)."""
-    from transformers.pytorch_utils import Conv1D  # takes long, and the table of methods needs none
-
-    return isinstance(module, Conv1D)
+from coadapt.adapters.linear import linear_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +49,13 @@ def add_update(y: Tensor, h: Tensor, B: Tensor, scale: float) -> Tensor:
         alpha=scale,
     )
     return flat.view(y.shape)
+
+
+def take_rows(parts: Sequence[Tensor], index: Tensor) -> Tensor:
+    """Return (B, r, d) rows of parts that stand one above the other; past the last are zeros."""
+    whole = torch.cat([*parts, parts[0].new_zeros(1, parts[0].shape[1])])
+    # In the parameters' own dtype, so that gradients of rows that share one are added up in it.
+    return F.embedding(index, whole)
 
 
 class Gated(Protocol):
@@ -225,9 +196,34 @@ class PartitionedLinear(AbstractAdapted[AbstractGate]):
         blocks = self.gate.blocks(self.route)
         if not blocks:  # every gate is at zero
             return y
+        own = self._own(x)
+        if own is not None:
+            return self._by_row(x, y, blocks, own)
         z, z0, logits = self._down(x, blocks)
         h = self._gated(z, z0, logits)
         return add_update(y, h, self._ups(blocks), self.scale)
+
+    def _own(self, x: Tensor) -> Tensor | None:
+        """Return the entries of the rank axis that each row uses, if only these are computed."""
+        apart = self.dropout.at == "x" and self.training and self.dropout.p > 0
+        if apart or self.route.listens("representation", self.name):
+            return None
+        return self.gate.own(x, self.route)
+
+    def _by_row(self, x: Tensor, y: Tensor, blocks: Sequence[int], own: Tensor) -> Tensor:
+        """Return y + s B h with the entries that each row uses, as products of a batch."""
+        A, B = [self.A[k] for k in blocks], [self.B[k].t() for k in blocks]
+        a, b, drops = take_rows(A, own), take_rows(B, own), self.training
+        if fixed := self._fixed(blocks):
+            a = torch.cat([a, take_rows([self.A0[k] for k in fixed], own)], dim=1)
+            b = torch.cat([b, -take_rows([self.B0[k].t() for k in fixed], own)], dim=1)
+        rows = x.reshape(len(x), -1, self.in_features)
+        z = torch.bmm(rows, a.to(x.dtype).transpose(1, 2))
+        if drops and self.dropout.p > 0:
+            mine, start = z.split([own.shape[1], z.shape[2] - own.shape[1]], dim=2)
+            z = torch.cat([self.dropout.drop(mine), start], dim=2)
+        flat = y.reshape(len(y), -1, self.out_features)
+        return torch.baddbmm(flat, z, b.to(y.dtype), alpha=self.scale).view(y.shape)
 
     def _down(
         self, x: Tensor, blocks: Sequence[int]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coadapt._errors import InputError
-from coadapt.adapters.layer import linear_weight
+from coadapt.adapters.linear import linear_weight
 from coadapt.backbone import Pooling
 from coadapt.diagnosis.collect import Collector, Encoded, Moments
 from coadapt.diagnosis.measures import TableMeasure

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from coadapt._errors import InputError
 from coadapt._seeds import named_generator
-from coadapt.adapters.layer import linear_shape
+from coadapt.adapters.linear import linear_shape
 from coadapt.backbone import Pooling, pool
 from coadapt.moments import InputMoments, Moments, watching
 from coadapt.tasks.render import Collator

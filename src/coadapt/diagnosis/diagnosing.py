@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coadapt._errors import InputError
+from coadapt._processes import share_out
 from coadapt._seeds import named_seed
 from coadapt.adapters import target_names
-from coadapt.adapters.layer import linear_weight
+from coadapt.adapters.linear import linear_weight
 from coadapt.backbone import ModelConfig, compute_dtype
 from coadapt.config import parse, to_plain
 from coadapt.diagnosis import describe
@@ -102,6 +103,8 @@ def diagnose(
     **options: Any,
 ) -> Diagnosis:
     """Measure how the tasks of a suite relate, on training rows alone.
+
+    The processes of a launch share the tasks out among them; each returns the same diagnosis.
 
     Args:
         model: a hub id, a folder, an asset such as ``asset:minilm``, or a ModelConfig.
@@ -211,10 +214,17 @@ def _collect(
     drawn = [_draw(config, suite, loader, task) for task in suite.tasks]
     total = sum(len(labels) for _, labels, _ in drawn)
     progress.start("forward", total)
-    seen: list[_Seen] = []
-    for task, (encoded, labels, folds) in zip(suite.tasks, drawn, strict=True):
+
+    def forward(encoded: Encoded) -> tuple[Features, dict[str, float]]:
         features = collector.features(encoded)
-        found = _Seen(
+        # Now, so that only one task's moments are in memory at a time.
+        entropy = _entropies(collector, features, config.rank)
+        features.moments.clear()
+        return features, entropy
+
+    forwarded = share_out([encoded for encoded, _, _ in drawn], forward)
+    seen = [
+        _Seen(
             task=task,
             encoded=encoded,
             labels=labels,
@@ -227,24 +237,28 @@ def _collect(
                 ordered=task.kind == "regression",
             ),
             features=features,
+            entropy=entropy,
         )
-        # Now, so that only one task's moments are in memory at a time.
-        found.entropy = _entropies(collector, features, config.rank)
-        features.moments.clear()
-        seen.append(found)
+        for task, (encoded, labels, folds), (features, entropy) in zip(
+            suite.tasks, drawn, forwarded, strict=True
+        )
+    ]
     if config.pool:
         _on_a_pool(config, collector, seen, progress)
         return seen
     progress.start("forward and back", total)
-    for task in seen:
-        pooled = task.features.pooled
-        task.gradients = collector.gradients(
-            task.encoded,
-            crossfit_gradients(task.task, pooled, task.labels, task.folds),
-            task.chunks,
+
+    def back(found: _Seen) -> ProbeGradients:
+        return collector.gradients(
+            found.encoded,
+            crossfit_gradients(found.task, found.features.pooled, found.labels, found.folds),
+            found.chunks,
             num_probes=config.num_probes,
             seed=config.seed,
         )
+
+    for found, gradients in zip(seen, share_out(seen, back), strict=True):
+        found.gradients = gradients
     return seen
 
 
@@ -291,14 +305,18 @@ def _on_a_pool(
         source, np.zeros(len(source), np.int64), config.num_chunks, config.generator("pool")
     )
     progress.start("forward and back", len(encoded) * len(seen))
-    for task in seen:
-        task.gradients = collector.gradients(
+
+    def back(found: _Seen) -> ProbeGradients:
+        return collector.gradients(
             encoded,
-            pool_gradients(task.task, task.features.pooled, task.labels, features),
+            pool_gradients(found.task, found.features.pooled, found.labels, features),
             chunks,
             num_probes=config.num_probes,
             seed=config.seed,
         )
+
+    for found, gradients in zip(seen, share_out(seen, back), strict=True):
+        found.gradients = gradients
 
 
 @contextmanager

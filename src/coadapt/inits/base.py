@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from coadapt._errors import InputError
 from coadapt.adapters import AbstractAdapted
-from coadapt.adapters.layer import linear_weight
+from coadapt.adapters.linear import linear_weight
 from coadapt.planning import Plan
 from coadapt.spectra import Spectrum
 

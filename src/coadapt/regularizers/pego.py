@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from coadapt._errors import InputError
-from coadapt.adapters.layer import linear_weight
+from coadapt.adapters.linear import linear_weight
 from coadapt.regularizers.base import LayerFactors
 from coadapt.regularizers.orthogonality import (
     AbstractOrthogonality,

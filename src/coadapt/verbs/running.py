@@ -10,6 +10,7 @@ from rich.table import Table
 
 from coadapt._errors import InputError
 from coadapt._folders import require_run
+from coadapt._processes import is_main_process
 from coadapt.verbs.common import (
     DataRoot,
     JsonFlag,
@@ -51,7 +52,7 @@ def train(
             file, overrides or (), seed=seed, data_root=data_root, only=names(tasks)
         )
         run = fit(config, suite, output, resume=resume, statistics=statistics)
-        if _is_main_process():
+        if is_main_process():
             _print_training(run)
 
 
@@ -211,12 +212,6 @@ def compose(
         out.print("no weights were better than none: the base model serves the task")
     told = f"run written to {output}; score it with: coadapt evaluate {output}"
     out.print(told, markup=False, soft_wrap=True)
-
-
-def _is_main_process() -> bool:
-    from accelerate import PartialState
-
-    return PartialState().is_main_process
 
 
 def _texts(run: "Run", task: str, texts: list[str] | None, file: Path | None) -> list[Any]:

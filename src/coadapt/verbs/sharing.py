@@ -9,6 +9,7 @@ import typer
 
 from coadapt._errors import InputError
 from coadapt._folders import require_file, require_run
+from coadapt._processes import is_main_process
 from coadapt.verbs.common import DataRoot, JsonFlag, err, mendable, out, read_early
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def diagnose(
             found = _diagnose_run(_single(what, "--run"), teacher or [], reference, own)
         else:
             found = _diagnose_suite(_single(what, "a suite"), model, own, data_root)
+        if not is_main_process():
+            return
         from coadapt.diagnosis.sheets import sheets
 
         if output is not None:
@@ -189,7 +192,8 @@ def _diagnose_suite(
     own, suite_overrides = split_overrides(overrides)
     config = parse(DiagnosisConfig, apply_overrides({"model": {"name": model}}, own), "diagnose")
     loaded = load_suite(suite, overrides=suite_overrides, data_root=data_root)
-    return examine(config, loaded, console=err if sys.stderr.isatty() else None)
+    shows = sys.stderr.isatty() and is_main_process()
+    return examine(config, loaded, console=err if shows else None)
 
 
 def _search(
