@@ -180,8 +180,10 @@ def test_scores_of_each_split_are_kept_with_the_run(run):
                     "low": score.low,
                     "high": score.high,
                 }
-    assert {k: v for k, v in after.items() if k != "metrics"} == {
-        k: v for k, v in before.items() if k != "metrics"
+    assert after["inference"].keys() == after["metrics"].keys()
+    added = ("metrics", "inference")
+    assert {k: v for k, v in after.items() if k not in added} == {
+        k: v for k, v in before.items() if k not in added
     }
 
 

@@ -1,14 +1,17 @@
 """`coadapt diagnose`: what it prints and writes, and how it refuses; the help; ready suites."""
 
 import json
+import shutil
 from typing import Any
 
 import pytest
 
 import coadapt
 from coadapt.config import dump_yaml
-from coadapt.diagnosis import diagnose, diagnose_adapters, diagnose_run
+from coadapt.diagnosis import diagnose, diagnose_adapters, diagnose_run, load_diagnosis
+from coadapt.reporting import collect, render
 from tests.invoking import invoke, refuse, succeed
+from tests.reporting.pages import check
 from tests.small import randomize
 from tests.toy_runs import content_of, model_of, train_toy
 
@@ -124,6 +127,21 @@ def test_diagnose_a_run(folder, tmp_path):
     assert printed.splitlines()[-1] == f"written to {path}"
     wanted = diagnose_run(folder / "run").to_plain()
     assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(wanted))
+
+
+def test_a_run_s_diagnosis_lies_where_its_report_looks(folder, tmp_path):
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    printed = succeed("diagnose", run, "--run")
+    path = run / "analysis/diagnosis.json"
+    assert printed.splitlines()[-1] == f"written to {path}; show it with: coadapt report {run}"
+    data = collect(run)
+    titles = [section["title"] for section in data["sections"]]
+    assert "Coupling and capacity" in titles
+    assert "How the tasks relate" not in titles
+    page = check(render(data)).of("main")[0]["text"]
+    found = load_diagnosis(path)
+    assert all(note in page for note in found.notes)  # each assumption
+    assert f"{found.tables['update'].values.sum(axis=0)[0]:.1f}" in page
 
 
 def test_teachers_and_reference_of_a_run(folder):

@@ -21,7 +21,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {"coadapt": __version__, **{name: version(name) for name in _PACKAGES}},
         "commit": _commit(),
-        "device": _device(),
+        "device": describe_device(),
         "threads": torch.get_num_threads(),
     }
 
@@ -39,7 +39,8 @@ def _commit() -> str | None:
     )
 
 
-def _device() -> str:
+def describe_device() -> str:
+    """Return the accelerator's name, or the processor's with the number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
@@ -59,3 +60,9 @@ def peak_memory_mib() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def forget_peak_memory() -> None:
+    """Let an accelerator's peak begin anew; a process's begins with the process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()

@@ -6,7 +6,9 @@ from typing import Literal
 from coadapt._errors import InputError
 
 CONFIG = "config.yaml"  # of a run
+ANALYSIS = "analysis"  # a folder in a run's, with what was measured of it later
 STUDY = "study.json"
+SUMMARY = "summary.json"  # of a study that has finished
 
 
 def require_run(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Scores a task, each with an interval."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,15 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from coadapt._environment import describe_device, forget_peak_memory, peak_memory_mib
 from coadapt._seeds import named_seed
 from coadapt._stats import bootstrap, bootstrap_mean, interval
-from coadapt.language import answer_rows
+from coadapt.backbone import compute_dtype
+from coadapt.language import OPTIONS_AT_ONCE, PROMPTS_AT_ONCE, answer_rows
 from coadapt.model import MultiTaskModel
 from coadapt.tasks import METRICS, Metric, Task
 from coadapt.tasks.language import LanguageCollator
 from coadapt.tasks.render import Collator
 
 Encoded = list[dict[str, Any]]
+
+BATCH_SIZE = 64  # rows a forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +71,53 @@ def predict_rows(
     return decide(chosen, predict_outputs(model, collate, encoded, task))
 
 
+def predict_measured(
+    model: MultiTaskModel,
+    collate: Collator | LanguageCollator,
+    encoded: dict[str, Encoded],
+    *,
+    tokenizer: Any = None,
+    seed: int = 0,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return every task's predictions, see :func:`predict_rows`, and what they took.
+
+    Returns:
+        The predictions; and ``tasks`` (each one's rows, seconds and batch), ``dtype``, ``device``
+        and ``peak_memory_mib``: an accelerator's in here, else the process's since it began. The
+        seconds are of one pass, whose first batch may have to warm up.
+    """
+    predicted, tasks = {}, {}
+    forget_peak_memory()
+    for task, rows in encoded.items():
+        began = time.perf_counter()
+        predicted[task] = predict_rows(model, collate, rows, task, tokenizer=tokenizer, seed=seed)
+        seconds = time.perf_counter() - began
+        tasks[task] = {"rows": len(rows), "seconds": seconds, "batch": _told_batch(model, task)}
+    return predicted, {
+        "tasks": tasks,
+        "dtype": str(compute_dtype(model.model_config.dtype)).removeprefix("torch."),
+        "device": describe_device(),
+        "peak_memory_mib": peak_memory_mib(),
+    }
+
+
+def _told_batch(model: MultiTaskModel, task: str) -> str:
+    """Return how much of a task :func:`predict_rows` runs at once."""
+    if not model.is_language_model:
+        return f"{BATCH_SIZE} rows"
+    if model.tasks[model.task_id(task)].kind == "generation":
+        return f"{PROMPTS_AT_ONCE} rows"
+    return f"{OPTIONS_AT_ONCE} options"
+
+
 @torch.no_grad()
 def predict_outputs(
-    model: MultiTaskModel, collate: Collator, encoded: Encoded, task: str, *, batch_size: int = 64
+    model: MultiTaskModel,
+    collate: Collator,
+    encoded: Encoded,
+    task: str,
+    *,
+    batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
     """Return (n, num_outputs) float outputs of one task's head, rows in the order given.
 

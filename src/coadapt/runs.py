@@ -12,7 +12,7 @@ from coadapt._files import read_json, write_json, write_text
 from coadapt._folders import CONFIG, require_run
 from coadapt._version import __version__
 from coadapt.config import dump_yaml, load_yaml, to_plain
-from coadapt.evaluation import TaskScores, predict_rows, score_tasks
+from coadapt.evaluation import TaskScores, predict_measured, score_tasks
 from coadapt.exporting import ExportReport, export_merged, export_peft
 from coadapt.importing import with_task, without_task
 from coadapt.inits import Start
@@ -105,18 +105,16 @@ class Run:
             if not len(found):
                 raise InputError(f"task '{task}' has no {split} rows to score")
         labels = {task: found.labels for task, found in rows.items()}
-        collate, tokenizer = self._loader.collator(self.config.model), self.tokenizer
-        predicted = {
-            task: predict_rows(
-                self.model,
-                collate,
-                self._loader.encoded(self.config.model, self.suite, task, split),
-                task,
-                tokenizer=tokenizer,
-                seed=self.config.seed,
-            )
-            for task in rows
-        }
+        predicted, took = predict_measured(
+            self.model,
+            self._loader.collator(self.config.model),
+            {
+                task: self._loader.encoded(self.config.model, self.suite, task, split)
+                for task in rows
+            },
+            tokenizer=self.tokenizer,
+            seed=self.config.seed,
+        )
         scores = score_tasks(
             self.suite.tasks,
             labels,
@@ -127,6 +125,7 @@ class Run:
         write_predictions(self.path / predictions_file(split), labels, predicted)
         result = self.result
         result["metrics"][split] = {task: asdict(score) for task, score in scores.items()}
+        result.setdefault("inference", {})[split] = took
         write_json(self.path / RESULT, result)
         return scores
 

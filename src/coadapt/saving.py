@@ -56,6 +56,8 @@ def describe(model: MultiTaskModel) -> dict[str, Any]:
         "base": model.model_config.name,
         "base_fingerprint": model.base_fingerprint,
         "structure": to_plain(model.recipe.structure),
+        # Said by the structure; for readers, such as the report, that do not import it.
+        "ships_as": model.recipe.structure.ships_as,
         "plan": to_plain(model.plan) if model.plan else None,
         "pooling": model.pooling,
         "target_modules": list(model.attached.modules),

@@ -133,6 +133,9 @@ def test_a_run_opened_again_scores_and_predicts_the_same(run):
         "verdict": ("accuracy",),
         "sum": ("exact_match", "log_likelihood", "perplexity"),
     }
+    took = run.result["inference"]["test"]["tasks"]
+    at_once = {task: one["batch"] for task, one in took.items()}
+    assert at_once == {"pick": "64 options", "verdict": "64 options", "sum": "16 rows"}
     labels, written = read_predictions(run.path / "predictions-test.json")["sum"]
     assert len(labels) == len(written) == scores["sum"].num_rows
     again = load_run(run.path)

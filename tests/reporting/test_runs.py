@@ -49,6 +49,46 @@ def test_a_run_s_page(runs):
     assert {"training loss by task", "validation score by task", "step"} <= panels
 
 
+def test_what_inference_took(runs):
+    """The rows a second are those of the times that scoring measured."""
+    result = read_json(runs / "private/result.json")
+    took, scores = result["inference"]["test"], result["metrics"]["test"]
+    tasks = took["tasks"]
+    assert {task: one["rows"] for task, one in tasks.items()} == {
+        task: one["num_rows"] for task, one in scores.items()
+    }
+    assert {one["batch"] for one in tasks.values()} == {"64 rows"}
+    assert took["dtype"] == "float32"
+    assert took["peak_memory_mib"] > 50  # an interpreter with torch
+    number, seconds = (sum(one[key] for one in tasks.values()) for key in ("rows", "seconds"))
+    (table,) = tables(collect(runs / "private"), "what inference took")
+    cells = dict(zip(table["columns"], table["rows"][0], strict=True))
+    assert cells["rows"] == str(number)
+    assert cells["rows/s"] == f"{number / seconds:,.0f}"
+    assert cells["machine"] == result["environment"]["device"]
+    (both,) = tables(collect(runs), "what inference took")
+    assert [row[0] for row in both["rows"]] == ["lora", "private"]
+    assert any("Compare speeds only" in note for note in both["notes"])
+
+
+def test_of_a_run_scored_before_it_was_measured_no_speed_is_told(copied):
+    for name in ("lora", "private"):
+        file = copied / name / "result.json"
+        result = read_json(file)
+        del result["inference"]
+        file.write_text(json.dumps(result), encoding="utf-8")
+    assert tables(collect(copied), "what inference took") == []
+
+
+def tables(data, start):
+    return [
+        part
+        for section in data["sections"]
+        for part in section["parts"]
+        if part["kind"] == "table" and part["title"].startswith(start)
+    ]
+
+
 def test_runs_beside_each_other(runs):
     data = collect(runs)
     page = check(render(data))

@@ -48,13 +48,15 @@ def write_study(folder: Path, *, tasks=None, seeds=3, tables=1, **changes) -> Pa
     return folder
 
 
-def write_cell(folder: Path, **run) -> None:
+def write_cell(folder: Path, *, seed: int = 0, inference=None, **run) -> None:
     """Write one committed cell's record into a study, with some of its run's fields replaced."""
-    [file] = SHARING.glob("cells/lora-R8-n30/final_seed0.json")
-    record = read_json(file)
+    name = f"cells/lora-R8-n30/final_seed{seed}.json"
+    record = read_json(SHARING / name)
     record["run"] |= run
-    target = folder / "cells/lora-R8-n30/final_seed0.json"
-    target.parent.mkdir(parents=True)
+    if inference is not None:
+        record["inference"] = inference
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(record), encoding="utf-8")
 
 
@@ -192,6 +194,24 @@ def test_a_failed_cell_has_its_place(tmp_path):
     assert page.of("div")[0]["class"] == "answer bad"
     assert "What failed" in page.titles
     assert "<b>out of memory</b>" in page.of("main")[0]["text"]
+
+
+def test_what_inference_took_is_told_by_arm(tmp_path):
+    folder = write_study(tmp_path / "study")
+    for seed, seconds in enumerate((4.0, 2.0)):
+        tasks = {
+            "a": {"rows": 30, "seconds": seconds / 2, "batch": "64 rows"},
+            "b": {"rows": 10, "seconds": seconds / 2, "batch": "16 rows"},
+        }
+        took = {"tasks": tasks, "dtype": "float32", "device": "a machine", "peak_memory_mib": 700.4}
+        write_cell(folder, seed=seed, inference={"test": took})
+    write_cell(folder, seed=2)  # from before it was measured
+    found = [part for section in collect(folder)["sections"] for part in section["parts"]]
+    (table,) = [p for p in found if p.get("title", "").startswith("what inference took")]
+    assert table["rows"] == [
+        ["lora-R8-n30", "test", "40", "64 rows, 16 rows", "20", "700", "float32", "a machine"]
+    ]
+    assert "Of several passes of one arm the fastest." in table["notes"]
 
 
 def test_nothing_has_finished(tmp_path):

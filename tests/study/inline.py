@@ -19,7 +19,7 @@ from tests.toy_runs import model_of
 
 Intercept = Callable[[Job], dict[str, Any] | None]
 # What a record holds that measures or names the machine, not the run.
-OF_THE_MACHINE = ("environment", "timing")
+OF_THE_MACHINE = ("inference", "environment", "timing")
 
 
 class Inline(AbstractExecutor):

@@ -9,10 +9,10 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from coadapt import InputError
+from coadapt._folders import SUMMARY
 from coadapt.cli import app
 from coadapt.diagnosis import Diagnosis, PairMeasure
 from coadapt.study.benefit import benefit_sheet, draw_benefit, relate
-from coadapt.study.starting import SUMMARY
 
 TASKS: tuple[str, ...] = ("a", "b", "c", "d")
 PAIRS = list(combinations(TASKS, 2))

@@ -76,7 +76,11 @@ def statistics_of(folder: Path) -> dict[str, Any]:
 
     def strip(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if not re.search("seconds|timing", k)}
+            return {
+                k: strip(v)
+                for k, v in value.items()
+                if not re.search("seconds|timing|inference", k)
+            }
         return [strip(item) for item in value] if isinstance(value, list) else value
 
     return strip(json.loads((folder / "summary.json").read_text(encoding="utf-8")))

@@ -16,6 +16,7 @@ from coadapt.analysis.figures import (
     draw_sweep,
 )
 from coadapt.analysis.head_similarities import HeadSimilarity, head_similarity, similarity_sheet
+from coadapt.analysis.looking import Looked, look_into
 from coadapt.analysis.rank_allocations import (
     RankAllocation,
     SpectralEntropies,
@@ -40,6 +41,7 @@ __all__ = [
     "Alignment",
     "AlignmentReport",
     "HeadSimilarity",
+    "Looked",
     "RankAllocation",
     "RepresentationMap",
     "Scored",
@@ -66,6 +68,7 @@ __all__ = [
     "effective_rank",
     "entropies_sheet",
     "head_similarity",
+    "look_into",
     "overlap_sheet",
     "rank_allocation",
     "representation_map",

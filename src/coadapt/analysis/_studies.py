@@ -6,9 +6,7 @@ from typing import Any
 
 from coadapt._errors import InputError
 from coadapt._files import read_json
-from coadapt._folders import STUDY
-
-_SUMMARY = "summary.json"
+from coadapt._folders import STUDY, SUMMARY
 
 
 def read_study(study: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -16,9 +14,9 @@ def read_study(study: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     folder = Path(study)
     if not (folder / STUDY).is_file():
         raise InputError(f"{folder} is no study: it has no {STUDY}")
-    if not (folder / _SUMMARY).is_file():
-        raise InputError(f"{folder} has no {_SUMMARY}; finish the study with --resume")
-    return read_json(folder / STUDY)["study"], read_json(folder / _SUMMARY)
+    if not (folder / SUMMARY).is_file():
+        raise InputError(f"{folder} has no {SUMMARY}; finish the study with --resume")
+    return read_json(folder / STUDY)["study"], read_json(folder / SUMMARY)
 
 
 def setting_of(table: Mapping[str, Any]) -> str:

@@ -18,17 +18,28 @@ _SHORT = (
 
 
 def sheets(found: Diagnosis) -> list[Sheet]:
-    """Return what a reader needs first: by task, then by pair."""
+    """Return what a reader needs first: by task, then by pair; below the last one the remarks."""
+    tables = sheets_alone(found)
+    last = tables[-1]
+    notes = (*last.notes, *remarks(found))
+    tables[-1] = Sheet(title=last.title, columns=last.columns, rows=last.rows, notes=notes)
+    return tables
+
+
+def remarks(found: Diagnosis) -> list[str]:
+    """Return the readings of what no table shows, and what has to be known to read the whole."""
+    rest = [f"{pair.title}: {pair.reading}" for name, pair in found.pairs.items() if name in _SHORT]
+    return [*rest, *found.notes]
+
+
+def sheets_alone(found: Diagnosis) -> list[Sheet]:
+    """Return the tables without the remarks."""
     tables = [_by_task(found)]
     for name, pair in found.pairs.items():
         if name not in _SHORT:
             tables.append(_by_pair(found.tasks, pair))
     for table in found.tables.values():
         tables += _table(table)
-    rest = [f"{pair.title}: {pair.reading}" for name, pair in found.pairs.items() if name in _SHORT]
-    last = tables[-1]
-    notes = (*last.notes, *rest, *found.notes)
-    tables[-1] = Sheet(title=last.title, columns=last.columns, rows=last.rows, notes=notes)
     return tables
 
 

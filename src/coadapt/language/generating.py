@@ -13,6 +13,8 @@ from coadapt.model import MultiTaskModel
 from coadapt.tasks.prompts import Generation
 from coadapt.tasks.render import stack
 
+PROMPTS_AT_ONCE = 16
+
 # Kept of a model's own configuration; its beams, penalties and cuts of the tail are not.
 _KEPT = (
     "bos_token_id",
@@ -31,7 +33,7 @@ def generate_texts(
     task: str,
     how: Generation,
     *,
-    batch_size: int = 16,
+    batch_size: int = PROMPTS_AT_ONCE,
     seed: int = 0,
 ) -> list[str]:
     """Return an answer a row, in the order given.

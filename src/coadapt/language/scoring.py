@@ -19,7 +19,7 @@ from coadapt.tasks.render import stack
 Items = Sequence[Mapping[str, Any]]
 
 # Options that run at once; each takes a copy of its prompt's keys and values.
-_OPTIONS_AT_ONCE = 64
+OPTIONS_AT_ONCE = 64
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def _lots(items: Items) -> Iterator[list[int]]:
     options = 0
     for row in order:
         more = max(1, len(items[row]["options"]))
-        if lot and options + more > _OPTIONS_AT_ONCE:
+        if lot and options + more > OPTIONS_AT_ONCE:
             yield lot
             lot, options = [], 0
         lot.append(row)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from coadapt._sheet import missing
+from coadapt.reporting.parts import SMALL
 
 # In a picture stand these; on the page they become its variables (report.css).
 INK, FAINT = "#010203", "#a1a2a3"
@@ -33,6 +34,8 @@ _SETTINGS: dict[Any, Any] = {
 }
 WIDE = 7.2  # inches, the page's column
 NAMED = 24  # characters of a name in a chart
+LEGEND = 14  # names in a legend
+CROWD = 100  # points, from which on they are drawn small
 NUMBERED, NAMES = 16, 25  # tasks of a heat map whose cells have numbers; whose names are written
 
 
@@ -59,18 +62,20 @@ def draw(part: Mapping[str, Any], number: int) -> str:
     svg = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px", svg)
     opening, _, rest = svg.partition(">")
     opening = re.sub(r' (width|height)="[^"]*"', "", opening)
+    # So that letters are as large in a narrow chart as in a wide one (report.css).
+    share = f'style="--share: {float(figure.get_figwidth()) / WIDE:.3f}"'
     label = f"c{number}-title"
     title = f'<title id="{label}">{escape(part["alt"])}</title>'
-    return f'{opening} role="img" aria-labelledby="{label}">{title}{rest}'
+    return f'{opening} {share} role="img" aria-labelledby="{label}">{title}{rest}'
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= NAMED else name[: NAMED - 1] + "…"
+def _plain(name: str, longest: int = NAMED) -> str:
+    """Return a name, not too long, without what matplotlib takes for mathematics."""
+    return _escaped(name if len(name) <= longest else name[: longest - 1] + "…")
 
 
-def _plain(name: str) -> str:
-    """Return a name without what matplotlib takes for mathematics."""
-    return _short(name).replace("$", r"\$")
+def _escaped(text: str) -> str:
+    return text.replace("$", r"\$")
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, list[Any]]:
@@ -84,16 +89,13 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
 
 
 def _intervals(part: Mapping[str, Any]) -> Any:
-    """Draw differences with their intervals about zero; shapes say what is shown."""
+    """Draw values with their intervals about zero; shapes say what is shown."""
     rows = list(reversed(part["rows"]))
     figure, [panel] = _figure(WIDE, 0.7 + 0.28 * len(rows))
     panel.axvline(0.0, color=FAINT, linewidth=1)
-    looks = {
-        "win": (SERIES[0], "^", "better"),
-        "loss": (SERIES[1], "v", "worse"),
-        "tie": (INK, "o", "not shown"),
-    }
-    for outcome, (color, marker, told) in looks.items():
+    styles = {"win": (SERIES[0], "^"), "loss": (SERIES[1], "v"), "tie": (INK, "o")}
+    for outcome, told in part["looks"].items():
+        color, marker = styles[outcome]
         at = [index for index, row in enumerate(rows) if row["mark"] == outcome]
         if not at:
             continue
@@ -105,9 +107,9 @@ def _intervals(part: Mapping[str, Any]) -> Any:
         )
         panel.errorbar(values, at, xerr=[values - lows, highs - values], fmt=marker, color=color,
                        markersize=6, linewidth=1.4, capsize=2, label=told)  # fmt: skip
-    panel.set_yticks(range(len(rows)), [_plain(row["name"]) for row in rows])
+    panel.set_yticks(range(len(rows)), [_plain(row["name"], 2 * NAMED) for row in rows])
     panel.set_ylim(-0.6, len(rows) - 0.4)
-    panel.set_xlabel(f"difference to {_plain(part['zero'])} (95 % interval)")
+    panel.set_xlabel(_escaped(part["x_title"]))
     figure.legend(loc="outside upper right", ncols=3, frameon=False)
     return figure
 
@@ -117,14 +119,13 @@ def _lines(part: Mapping[str, Any]) -> Any:
     panels_told = part["panels"]
     columns = min(3, len(panels_told))
     rows = -(-len(panels_told) // columns)
-    width = WIDE if columns > 1 else 5.2
     names = list(dict.fromkeys(s["name"] for panel in panels_told for s in panel["series"]))
-    named = names[:14]
-    figure, panels = _figure(width, 2.3 * rows + 0.25 * -(-len(named) // 4), rows, columns)
+    named = names[:LEGEND]
+    figure, panels = _figure(WIDE, 2.3 * rows + 0.25 * -(-len(named) // 4), rows, columns)
     for panel, told in zip(panels, panels_told, strict=False):
         for series in told["series"]:
             index = names.index(series["name"])
-            color, marker = SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
+            color, marker = SERIES[index % len(SERIES)], _marker(index)
             dash = DASHES[(index // len(SERIES) + index) % len(DASHES)]
             label = _plain(series["name"]) if series["name"] in named else None
             panel.plot(series["x"], series["y"], color=color, marker=marker, linestyle=dash,
@@ -163,7 +164,7 @@ def _heat(part: Mapping[str, Any]) -> Any:
     values = np.array([[np.nan if v is None else v for v in row] for row in part["values"]])
     names, number = part["names"], len(values)
     size = min(WIDE, 2.2 + 0.42 * number)
-    known = number > 2 and not np.isnan(values).any()
+    known = part["tree"] and number > 2 and not np.isnan(values).any()
     figure, panels = _figure(size, size * 0.82 + (0.8 if known else 0.0), 2 if known else 1)
     order = list(range(number))
     if known:
@@ -206,10 +207,11 @@ def _cells(panel: Any, values: np.ndarray) -> None:
         rows, columns = np.nonzero(off & (values < 0))
         panel.plot(columns, rows, "x", color=INK, markersize=2, linestyle="", rasterized=True)
         return
+    digits = 2 if span >= SMALL else 3
     for i, j in zip(*np.nonzero(off), strict=True):
         color = SERIES[0] if values[i, j] >= 0 else SERIES[1]
         panel.add_patch(_cell(i, j, color, float(strength[i, j])))
-        told = f"{values[i, j]:.2f}".replace("0.", ".", 1)
+        told = f"{round(float(values[i, j]), digits) + 0.0:.{digits}f}".replace("0.", ".", 1)
         panel.text(j, i, told, ha="center", va="center", fontsize=8)
 
 
@@ -238,14 +240,27 @@ def _strip(part: Mapping[str, Any]) -> Any:
 
 def _scatter(part: Mapping[str, Any]) -> Any:
     """Draw groups of points; the axes are named by the part."""
-    figure, [panel] = _figure(5.2, 3.4)
-    panel.axhline(0.0, color=FAINT, linewidth=1)
-    for index, group in enumerate(part["groups"]):
+    groups = part["groups"]
+    figure, [panel] = _figure(WIDE, 4.0 + 0.25 * (min(len(groups), LEGEND) // 4))
+    if not part.get("equal"):  # of a map neither axis has a place that counts
+        panel.axhline(0.0, color=FAINT, linewidth=1)
+    few = sum(len(group["points"]) for group in groups) <= CROWD
+    size = 6 if few else 3.5
+    for index, group in enumerate(groups):
         x, y = zip(*group["points"], strict=True) if group["points"] else ((), ())
-        panel.plot(x, y, MARKERS[index], color=SERIES[index], label=group["name"])
+        color, marker = SERIES[index % len(SERIES)], _marker(index)
+        label = _plain(group["name"]) if index < LEGEND else None
+        panel.plot(x, y, marker, color=color, markersize=size, markeredgewidth=0, label=label)
     panel.set(xlabel=part["x_title"], ylabel=part["y_title"])
-    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    if part.get("equal"):
+        panel.set_aspect("equal", adjustable="datalim")
+    figure.legend(loc="outside upper right", ncols=min(4, len(groups) or 1), frameon=False)
     return figure
+
+
+def _marker(index: int) -> str:
+    """Return a shape that, with a color, is that of one group out of 49."""
+    return MARKERS[(index + index // len(MARKERS)) % len(MARKERS)]
 
 
 _FORMS: dict[str, Callable[[Mapping[str, Any]], Any]] = {

@@ -1,5 +1,6 @@
 """From a folder to a report's data."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ from coadapt.reporting.of_runs import of_runs
 from coadapt.reporting.of_study import of_study
 
 
-def collect(folder: str | Path, diagnosis: str | Path | None = None) -> dict[str, Any]:
+def collect(folder: str | Path, diagnoses: Sequence[str | Path] = ()) -> dict[str, Any]:
     """Return what there is to say about a run, a folder of runs, or a study.
 
     Nothing is computed that a model is needed for: only JSON and YAML are read.
 
     Args:
         folder: a run, a study, or a folder with runs in it, such as the demo's.
-        diagnosis: of the same tasks; by default those that lie in the folder.
+        diagnoses: of the same tasks; by default those that lie in the folder. Those in a run's
+            folder ``analysis`` are shown in any case.
 
     Returns:
         ``title``, ``kind``, ``status``, ``answer`` (sentences) and ``sections``, each with a
@@ -27,7 +29,7 @@ def collect(folder: str | Path, diagnosis: str | Path | None = None) -> dict[str
         InputError: if the folder is none of these.
     """
     folder = Path(folder)
-    given = None if diagnosis is None else Path(diagnosis)
+    given = [Path(path) for path in diagnoses]
     if (folder / STUDY).is_file():
         found = of_study(folder, given)
     elif (folder / CONFIG).is_file():

@@ -1,18 +1,19 @@
 """The report of one run, or of runs beside each other."""
 
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coadapt._errors import InputError
 from coadapt._files import read_json
+from coadapt._folders import ANALYSIS
 from coadapt._sheet import Sheet, missing, score
 from coadapt.config import dump_yaml, load_yaml
-from coadapt.recipes import RECIPES
 from coadapt.reporting import parts
+from coadapt.reporting.by_layer import lines
+from coadapt.reporting.costs import inference, training
+from coadapt.reporting.curves import curves, read_log
+from coadapt.reporting.of_analyses import looking_inside
 from coadapt.reporting.of_diagnosis import find, section_of
 from coadapt.reporting.parts import Part
 
@@ -25,12 +26,11 @@ _SHIPS = {
 }
 
 
-def of_runs(folder: Path, runs: Sequence[Path], diagnosis: Path | None) -> dict[str, Any]:
+def of_runs(folder: Path, runs: Sequence[Path], given: Sequence[Path]) -> dict[str, Any]:
     """Return the report's data of a run's folder, or of a folder with runs in it."""
     told = {run.name: _read(run) for run in runs}
     one = next(iter(told.values())) if len(runs) == 1 else None
     statuses = {run["status"] for run in told.values()}
-    found = find(folder, diagnosis)
     return {
         "title": f"Run '{folder.name}'" if one else f"Runs in '{folder.name}'",
         "kind": "run" if one else "runs",
@@ -38,11 +38,11 @@ def of_runs(folder: Path, runs: Sequence[Path], diagnosis: Path | None) -> dict[
         "answer": _answer_one(runs[0], one) if one else _answer(told),
         "sections": [
             parts.section("Scores", _scores(told)),
-            *(section_of(diagnosis) for diagnosis in found),
+            *_diagnosed(folder, runs, given),
             parts.section("Who shares", *_plans(told)),
-            parts.section("Training", *_curves(told)),
-            parts.section("What it took", _costs(told)),
-            parts.section("Looking inside", *(p for run in runs for p in _pictures(run))),
+            parts.section("Training", *curves(told)),
+            parts.section("What it took", training(told), _inference(told)),
+            parts.section("Looking inside", *(p for run in runs for p in looking_inside(run))),
             parts.section("Serving", *_serving(folder)),
             parts.section("What went wrong", *_errors(told)),
             parts.section("Configuration", *(_config(name, run) for name, run in told.items())),
@@ -51,37 +51,39 @@ def of_runs(folder: Path, runs: Sequence[Path], diagnosis: Path | None) -> dict[
     }
 
 
+def _diagnosed(
+    folder: Path, runs: Sequence[Path], given: Sequence[Path]
+) -> list[dict[str, Any] | None]:
+    """Return sections of the diagnoses that were given or lie in the folder, then of each run's."""
+    one = [folder] == list(runs)
+    found = [section_of(diagnosis) for diagnosis in find([folder], given)]
+    for run in runs:
+        own = find([run / ANALYSIS] if one else [run, run / ANALYSIS], ())
+        found += [section_of(diagnosis, "" if one else run.name) for diagnosis in own]
+    return found
+
+
+def _inference(told: Mapping[str, Mapping[str, Any]]) -> Part | None:
+    return inference((name, run["inference"]) for name, run in told.items())
+
+
 def _read(run: Path) -> dict[str, Any]:
     """Return what a run's folder tells; a run that was stopped has written no result."""
     result = read_json(run / "result.json") if (run / "result.json").is_file() else {}
-    plan = run / "plan.yaml"
+    plan, adapter = run / "plan.yaml", run / "adapter/adapter.json"
     metrics = result.get("metrics") or {}
     return {
         "config": load_yaml(run / "config.yaml"),
         "status": result.get("run", {}).get("status", "unfinished"),
         "error": result.get("run", {}).get("error"),
         "train": result.get("train"),
+        "inference": result.get("inference") or {},
         "metrics": metrics.get("test") or {},
         "environment": result.get("environment"),
-        "log": _read_log(run / "metrics.jsonl"),
+        "log": read_log(run / "metrics.jsonl"),
         "plan": load_yaml(plan) if plan.is_file() else None,
+        "ships_as": read_json(adapter).get("ships_as") if adapter.is_file() else None,
     }
-
-
-def _read_log(file: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log; the last one may have been cut off."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            told = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise InputError(f"{file}, line {number}: not JSON ({error})") from error
-        if isinstance(told, dict) and "step" in told:
-            found.append(told)
-    return found
 
 
 def _value(scores: Mapping[str, Any]) -> Mapping[str, float]:
@@ -117,8 +119,8 @@ def _answer_one(path: Path, run: Mapping[str, Any]) -> list[str]:
             f"Lowest is {low} ({_told(scored[low])}), highest {high} ({_told(scored[high])})."
         )
     lines.append("One seed, intervals over test rows: another seed may score otherwise.")
-    row = RECIPES.get(recipe)
-    return [*lines, _SHIPS[row.recipe.structure.ships_as].format(path.name)] if row else lines
+    ships = _SHIPS.get(run["ships_as"] or "")  # None of a run that an older version has trained
+    return [*lines, ships.format(path.name)] if ships else lines
 
 
 def _answer(told: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -197,105 +199,17 @@ def _plans(told: Mapping[str, Mapping[str, Any]]) -> list[Part]:
 
 def _ranks(name: str, ranks: Mapping[str, Mapping[str, int]]) -> Part:
     """Return ranks by layer, of a plan in which they differ: a mean over a layer's maps."""
-    layers: dict[int, list[Mapping[str, int]]] = {}
-    for module, made in ranks.items():
-        number = re.search(r"\.(\d+)\.", module)
-        layers.setdefault(int(number[1]) if number else 0, []).append(made)
     blocks = list(dict.fromkeys(block for made in ranks.values() for block in made))
-    series = [
+    series = lines(
         {
-            "name": block,
-            "x": sorted(layers),
-            "y": [sum(m.get(block, 0) for m in layers[i]) / len(layers[i]) for i in sorted(layers)],
-            "low": None,
-            "high": None,
+            block: [(module, float(made.get(block, 0))) for module, made in ranks.items()]
+            for block in blocks
         }
-        for block in blocks
-    ]
+    )
     title = f"{name}: rank by layer, mean over the layer's maps"
     told = "; ".join(f"{s['name']} {min(s['y']):g} to {max(s['y']):g}" for s in series)
     panels = [{"title": "", "series": series}]
     return parts.chart("lines", title, f"{title}: {told}.", panels=panels, x_title="layer")
-
-
-def _curves(told: Mapping[str, Mapping[str, Any]]) -> list[Part]:
-    """Return the tasks' training losses and validation scores by step."""
-    found = []
-    for name, run in told.items():
-        panels = [
-            {"title": title, "series": series}
-            for title, series in (
-                ("training loss by task", _logged(run["log"], r"loss_(.+)")),
-                ("validation score by task", _logged(run["log"], r"eval_(.+)", _tasks(run))),
-            )
-            if series
-        ]
-        if panels:
-            title = f"{name}: {' and '.join(panel['title'] for panel in panels)}"
-            told_ends = "; ".join(
-                f"{s['name']} {s['y'][0]:.2f} to {s['y'][-1]:.2f}"
-                for p in panels
-                for s in p["series"]
-            )
-            alt = f"{title}, first to last: {told_ends}."
-            found.append(parts.chart("lines", title, alt, panels=panels, x_title="step"))
-    return found
-
-
-def _tasks(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    return (run["config"].get("suite") or {}).get("tasks") or {}
-
-
-def _logged(
-    log: Sequence[Mapping[str, Any]], pattern: str, tasks: Mapping[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    found: dict[str, list[tuple[int, float]]] = {}
-    for line in log:
-        for key, value in line.items():
-            named = re.fullmatch(pattern, key)
-            # What is logged of a task is `eval_TASK`, and `eval_TASK_METRIC` of each metric.
-            if (
-                named
-                and (tasks is None or named[1] in tasks)
-                and isinstance(value, int | float)
-                and math.isfinite(value)
-            ):
-                found.setdefault(named[1], []).append((line["step"], float(value)))
-    return [
-        {"name": name, "x": list(x), "y": list(y), "low": None, "high": None}
-        for name, seen in found.items()
-        for x, y in [zip(*seen, strict=True)]
-    ]
-
-
-def _costs(told: Mapping[str, Mapping[str, Any]]) -> Part | None:
-    rows = tuple(
-        (
-            name,
-            f"{made['trainable']['adapters']:,}",
-            f"{made['trainable']['heads']:,}",
-            f"{made['steps']:,}",
-            f"{made['tokens']:,}",
-            f"{made['seconds']:,.0f}",
-            f"{made['peak_memory_mib']:,.0f}",
-        )
-        for name, run in told.items()
-        if (made := run["train"])
-    )
-    columns = ("run", "adapter values", "head values", "updates", "tokens", "seconds", "peak MiB")
-    sheet = Sheet(title="what training took", columns=columns, rows=rows)
-    return parts.table(sheet) if rows else None
-
-
-def _pictures(run: Path) -> list[Part]:
-    """Return what was drawn of a run by `coadapt.analysis` into its folder ``analysis``."""
-    found = []
-    for file in sorted((run / "analysis").glob("*.svg")):
-        svg = file.read_text(encoding="utf-8")
-        named = re.search(r"<title>(.*?)</title>", svg, re.DOTALL)
-        alt = named[1].strip() if named else file.stem
-        found.append(parts.picture(f"{run.name}: {file.stem.replace('_', ' ')}", alt, svg))
-    return found
 
 
 def _serving(folder: Path) -> list[Part]:

@@ -6,25 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from coadapt._files import read_json
-from coadapt._folders import STUDY
+from coadapt._folders import STUDY, SUMMARY
 from coadapt._sheet import Sheet, missing, plus_minus, score, signed
 from coadapt.config import dump_yaml
 from coadapt.diagnosis.measures import Diagnosis
 from coadapt.reporting import parts
+from coadapt.reporting.costs import of_cells
 from coadapt.reporting.of_diagnosis import find, section_of
 from coadapt.reporting.parts import Part
-from coadapt.study.benefit import benefit_sheet, relate
 from coadapt.study.sheet import num_seeds, short_names
 from coadapt.study.tables import cells_sheets, detail_sheets, heading, main_sheets
 
-SUMMARY = "summary.json"
 SHOWN = 0.05  # of the p-value after Holm
 FEW = 2  # settings that are told one by one at the top
 MEASURE = "similarity"
+_LOOKS = {"win": "better", "loss": "worse", "tie": "not shown"}
 PANELS = 12  # tasks with a picture of their own
 
 
-def of_study(folder: Path, diagnosis: Path | None) -> dict[str, Any]:
+def of_study(folder: Path, given: Sequence[Path]) -> dict[str, Any]:
     """Return the report's data."""
     told = read_json(folder / STUDY)
     title = f"Study '{told['study']['name']}'"
@@ -38,7 +38,7 @@ def of_study(folder: Path, diagnosis: Path | None) -> dict[str, Any]:
     summary = read_json(folder / SUMMARY)
     records = [read_json(file) for file in sorted((folder / "cells").glob("*/*.json"))
                if not file.name.endswith(".predictions.json")]  # fmt: skip
-    diagnoses = find(folder, diagnosis)
+    diagnoses = find([folder], given)
     status = "with cells that failed" if summary["missing"] else "finished"
     return {
         "title": title,
@@ -54,7 +54,7 @@ def of_study(folder: Path, diagnosis: Path | None) -> dict[str, Any]:
             parts.section("Plans against chance", *_nulls(summary)),
             *(section_of(found) for found in diagnoses),
             parts.section("Benefit of sharing", *_benefits(folder, summary, diagnoses)),
-            parts.section("What it took", _memory(records), *_costs(summary)),
+            parts.section("What it took", *of_cells(records), *_costs(summary)),
             parts.section("What failed", *_tables(cells_sheets(summary)), _errors(records)),
             setup,
             parts.section("Made with", _environment(records)),
@@ -167,7 +167,8 @@ def _differences(summary: dict[str, Any]) -> list[Part]:
         told = "; ".join(f"{row['name']} {signed(row['value'])}" for row in rows)
         base = names.get(table["baseline"], table["baseline"])
         title = f"{heading(table)}: difference to {base}"
-        found.append(parts.chart("intervals", title, f"{title}: {told}.", rows=rows, zero=base))
+        axis = {"looks": _LOOKS, "x_title": f"difference to {base} (95 % interval)"}
+        found.append(parts.chart("intervals", title, f"{title}: {told}.", rows=rows, **axis))
     return found
 
 
@@ -262,10 +263,13 @@ def _nulls(summary: dict[str, Any]) -> list[Part]:
 def _benefits(folder: Path, summary: dict[str, Any], diagnoses: Sequence[Diagnosis]) -> list[Part]:
     """Return how the benefit of sharing goes with similarity, where random plans were run."""
     tasks = {task for table in summary["tables"] if table["partitions"] for task in table["tasks"]}
+    about = [d for d in diagnoses if tasks <= set(d.tasks) and MEASURE in d.pairs]
+    if not tasks or not about:
+        return []
+    from coadapt.study.benefit import benefit_sheet, relate  # SciPy's tests take a second
+
     found: list[Part] = []
-    for diagnosis in diagnoses:
-        if not tasks or not tasks <= set(diagnosis.tasks) or MEASURE not in diagnosis.pairs:
-            continue
+    for diagnosis in about:
         for one in relate(folder, diagnosis, measure=MEASURE):
             sheet = benefit_sheet(one)
             known = [pair for pair in one["pairs"] if pair["benefit"] is not None]
@@ -286,24 +290,6 @@ def _costs(summary: dict[str, Any]) -> list[Part]:
 
 def _tables(sheets: Sequence[Sheet]) -> list[Part]:
     return [parts.table(sheet) for sheet in sheets]
-
-
-def _memory(records: list[dict[str, Any]]) -> Part | None:
-    """Return the peak memory and seconds of final cells, by arm."""
-    peaks: dict[str, list[tuple[float, float]]] = {}
-    for record in records:
-        train = record.get("train")
-        if train and record["cell"]["role"] == "final":
-            told = (train["peak_memory_mib"], train["seconds"])
-            peaks.setdefault(record["cell"]["group"], []).append(told)
-    if not peaks:
-        return None
-    rows = tuple(
-        (name, f"{max(peak for peak, _ in seen):,.0f}", f"{min(s for _, s in seen):,.0f}")
-        for name, seen in peaks.items()
-    )
-    columns = ("arm", "peak memory of the process, MiB", "shortest training, s")
-    return parts.table(Sheet(title="memory and time of final runs", columns=columns, rows=rows))
 
 
 def _errors(records: list[dict[str, Any]]) -> Part | None:

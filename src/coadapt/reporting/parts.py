@@ -7,6 +7,8 @@ from coadapt._sheet import Sheet
 
 Part = dict[str, Any]
 
+SMALL = 0.1  # where all numbers of a matrix are below, a third digit is told
+
 
 def text(content: str) -> Part:
     """Return a paragraph."""

@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -14,14 +14,14 @@ from coadapt.reporting.collecting import collect
 
 
 def write_report(
-    folder: str | Path, output: str | Path | None = None, diagnosis: str | Path | None = None
+    folder: str | Path, output: str | Path | None = None, diagnoses: Sequence[str | Path] = ()
 ) -> Path:
     """Write a report, and its data as JSON beside it.
 
     Args:
         folder: a run, a study, or a folder with runs in it.
         output: the HTML file; ``report.html`` in the folder by default.
-        diagnosis: of the same tasks; by default those that lie in the folder.
+        diagnoses: of the same tasks; by default those that lie in the folder.
 
     Returns:
         The HTML file.
@@ -29,7 +29,7 @@ def write_report(
     Raises:
         InputError: if the folder is none of these.
     """
-    data = collect(folder, diagnosis)
+    data = collect(folder, diagnoses)
     path = Path(folder) / "report.html" if output is None else Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, render(data))

@@ -11,10 +11,10 @@ import numpy as np
 
 from coadapt._errors import InputError
 from coadapt._files import read_json, write_text
+from coadapt._folders import SUMMARY
 from coadapt._sheet import Sheet, signed
 from coadapt._stats import mantel, pair_benefit
 from coadapt.diagnosis import Diagnosis
-from coadapt.study.starting import SUMMARY
 
 _NUM_PERMUTATIONS = 9999
 

@@ -65,6 +65,7 @@ def write_record(
         "train": found.get("train"),
         "curve": found.get("curve", []),
         "metrics": found.get("metrics", {}),
+        "inference": found.get("inference", {}),
         "environment": found.get("environment"),
         "timing": found.get("timing"),
     }

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from coadapt._errors import InputError
 from coadapt._files import write_json, write_text
+from coadapt._folders import SUMMARY
 from coadapt._sheet import to_markdown
 from coadapt.study.comparison import finite
 from coadapt.study.executor import AbstractExecutor
@@ -19,7 +20,6 @@ from coadapt.study.summary import summarize
 from coadapt.study.tables import cells_sheets, detail_sheets, main_sheets, plan_sheet
 from coadapt.study.watching import ConsoleWatcher
 
-SUMMARY = "summary.json"
 TABLES = "tables.md"
 
 ExecutorKind = Literal["local", "ray"]

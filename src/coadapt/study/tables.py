@@ -1,12 +1,14 @@
 """A study's statistics as tables, for a terminal and for Markdown; nothing is computed here."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coadapt._sheet import Sheet, missing, plus_minus, score, signed
-from coadapt.study.grid import Grid, Group
 from coadapt.study.overview import overview_sheets
 from coadapt.study.sheet import MARK, difference, num_seeds, short_names
+
+if TYPE_CHECKING:  # a report is made of these tables and does not wait for torch
+    from coadapt.study.grid import Grid, Group
 
 
 def main_sheets(summary: dict[str, Any]) -> list[Sheet]:
@@ -32,7 +34,7 @@ def detail_sheets(summary: dict[str, Any]) -> list[Sheet]:
     return found
 
 
-def plan_sheet(grid: Grid) -> Sheet:
+def plan_sheet(grid: "Grid") -> Sheet:
     """Return what will be run, and what of the budget each arm takes."""
     arms: dict[str, Group] = {group.arm: group for group in reversed(grid.groups)}
     rows = []

@@ -49,8 +49,8 @@ class Bench:
             tell: called with the step and the number of steps.
 
         Returns:
-            ``train``, ``curve``, ``metrics``, ``environment`` and ``timing`` (seconds) for the
-            cell's record.
+            ``train``, ``curve``, ``metrics``, ``inference``, ``environment`` and ``timing``
+            (seconds) for the cell's record.
         """
         began = time.perf_counter()
         folder = Path(payload["folder"])
@@ -75,6 +75,7 @@ class Bench:
             "train": result["train"],
             "curve": _curve(run),
             "metrics": {payload["split"]: result["metrics"][payload["split"]]},
+            "inference": result["inference"],
             "environment": result["environment"],
             "timing": {"job": ended - began, "scoring": ended - trained},
         }

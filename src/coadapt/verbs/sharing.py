@@ -1,6 +1,7 @@
 """Verbs about who should share: diagnose, plan."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coadapt._errors import InputError
-from coadapt._folders import require_file, require_run
+from coadapt._folders import ANALYSIS, require_file, require_run
 from coadapt._processes import is_main_process
 from coadapt.verbs.common import DataRoot, JsonFlag, err, mendable, out, read_early
 
 if TYPE_CHECKING:
+    from coadapt.diagnosis import Diagnosis
     from coadapt.planners import Proposal
 
 _Settings = Annotated[
@@ -22,6 +24,14 @@ _Settings = Annotated[
         metavar="KEY=VALUE",
         help="A setting, such as max_rows=1000, suite.max_rows=200 or model.pooling=mean; with "
         "--run split=test.",
+    ),
+]
+_DiagnosisFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Write JSON here; with --run, RUN/analysis/diagnosis.json if not --json.",
     ),
 ]
 _SearchSettings = Annotated[
@@ -40,7 +50,7 @@ def diagnose(
         list[str], typer.Argument(help="A suite; or, with --run or --adapters, their folders.")
     ],
     model: Annotated[str | None, typer.Option(help="The base model; for a suite.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write JSON here.")] = None,
+    output: _DiagnosisFile = None,
     run: Annotated[
         bool, typer.Option("--run", help="WHAT is a finished run: its coupling and capacity.")
     ] = False,
@@ -66,7 +76,10 @@ def diagnose(
         _only(teacher=teacher, reference=reference, allowed=run, need="--run")
         _only(model=model, data_root=data_root, allowed=not (run or adapters), need="a suite")
         _only(set=overrides, seed=seed is not None, allowed=not adapters, need="a suite or --run")
-        _refuse_unwritable(output)  # now, not after minutes of work
+        if run and output is None and not as_json:
+            output = _beside(Path(_single(what, "--run")))
+        else:
+            _refuse_unwritable(output)  # now, not after minutes of work
         own: list[str] = list(overrides or ()) + ([f"seed={seed}"] if seed is not None else [])
         if adapters:
             from coadapt.diagnosis import diagnose_adapters
@@ -78,21 +91,19 @@ def diagnose(
             found = _diagnose_suite(_single(what, "a suite"), model, own, data_root)
         if not is_main_process():
             return
-        from coadapt.diagnosis.sheets import sheets
-
         if output is not None:
+            if run:
+                output.parent.mkdir(exist_ok=True)
             found.save(output)
     if as_json:
         sys.stdout.write(json.dumps(found.to_plain(), indent=2) + "\n")
         return
-    for sheet in sheets(found):
-        out.print(sheet.to_rich())
-    if output is not None:
-        told = f"written to {output}"
-        if not (run or adapters):
-            told += f"; plan by it with: coadapt plan {output} --budget 8 -o plan.yaml"
-        # Not wrapped, so that the command can be copied.
-        out.print(told, markup=False, highlight=False, soft_wrap=True)
+    then = ""
+    if run and output is not None and output.parent in (Path(what[0]), Path(what[0]) / ANALYSIS):
+        then = f"; show it with: coadapt report {what[0]}"
+    elif not (run or adapters):
+        then = f"; plan by it with: coadapt plan {output} --budget 8 -o plan.yaml"
+    _print_diagnosis(found, output, then)
 
 
 def plan(
@@ -227,6 +238,25 @@ def _search(
         console=console,
         **arguments,
     )
+
+
+def _beside(run: Path) -> Path:
+    """Return where a run's diagnosis lies if nothing else is said: its report looks there."""
+    require_run(run)
+    if not os.access(run, os.W_OK):
+        raise InputError(f"{run} cannot be written in; give --output FILE")
+    return run / ANALYSIS / "diagnosis.json"
+
+
+def _print_diagnosis(found: "Diagnosis", output: Path | None, then: str) -> None:
+    from coadapt.diagnosis.sheets import sheets
+
+    for sheet in sheets(found):
+        out.print(sheet.to_rich())
+    if output is not None:
+        # Not wrapped, so that the command can be copied.
+        told = f"written to {output}{then}"
+        out.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_unwritable(output: Path | None) -> None:
