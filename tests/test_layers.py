@@ -33,7 +33,7 @@ LEVELS = [
     ["recipe", "recipes"],
     [
         *("backbone", "heads", "language", "moments", "settings", "loading", "model"),
-        *("penalties", "quantization", "readouts"),
+        *("penalties", "processors", "quantization", "readouts"),
     ],
     [
         *("checkpoints", "saving", "_progress", "arguments", "resuming", "stepping", "training"),

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from coadapt import InputError, train
-from coadapt.backbone import ModelConfig, load_tokenizer
+from coadapt.backbone import ModelConfig
 from coadapt.model import build_model
 from coadapt.planning import Plan
+from coadapt.processors import load_tokenizer
 from coadapt.recipe import Recipe
 from coadapt.recipes import RECIPES
 from coadapt.regularizers import AlignKL, AlignMMD, LoadBalance, LocalizedBalance

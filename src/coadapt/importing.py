@@ -260,7 +260,7 @@ def head_of(
     Raises:
         InputError: if one is missing or of another shape.
     """
-    classes, width = task.num_outputs, model.backbone.config.hidden_size
+    classes, width = task.num_outputs, model.backbone.config.get_text_config().hidden_size
     for key, shape in (("weight", (classes, width)), ("bias", (classes,))):
         if key not in tensors:
             raise InputError(f"{where} has no tensor '{key}'; a head holds weight and bias")

@@ -16,10 +16,10 @@ from coadapt.backbone import (
     ModelKind,
     Pooling,
     load_backbone,
-    load_tokenizer,
     model_kind,
 )
 from coadapt.config import to_plain
+from coadapt.processors import load_processor, load_tokenizer
 from coadapt.tasks import Rows, Task, TaskSuite
 from coadapt.tasks.language import LanguageCollator, PromptStyle, encode_language
 from coadapt.tasks.render import Collator, encode
@@ -52,11 +52,16 @@ def encode_rows(
         InputError: for a task that a model of this kind cannot do, or rows that cannot be read.
     """
     for name, given, kinds in (
-        ("chat", config.chat, ("decoder", "encoder-decoder")),
+        ("chat", config.chat, ("decoder", "encoder-decoder", "image-text")),
         ("prompt_loss", config.prompt_loss, ("decoder",)),
     ):
         if given and kind not in kinds:
             raise InputError(f"model.{name} has no effect on an {kind}; set it to false")
+    if task.image is not None and kind != "image-text":
+        raise InputError(
+            f"{task} has pictures ('{task.image}'), which '{config.name}' does not read; take an "
+            "image-text model, or remove 'image'"
+        )
     if kind == "encoder":
         if task.kind not in ("classification", "regression"):
             raise InputError(
@@ -70,7 +75,8 @@ def encode_rows(
         prompt_loss=config.prompt_loss,
         apart=kind == "encoder-decoder",
     )
-    return encode_language(tokenizer, task, rows, style)
+    processor = load_processor(config) if task.image is not None else None
+    return encode_language(tokenizer, task, rows, style, processor)
 
 
 class Loader:
@@ -121,6 +127,8 @@ class Loader:
         tokenizer, kind = self.tokenizer(config), self.kind(config)
         if kind != "encoder":
             apart = kind == "encoder-decoder"
+            if packed and kind == "image-text":
+                raise InputError("rows with pictures cannot be packed; set packing to false")
             return LanguageCollator(tokenizer.pad_token_id or 0, apart=apart, packed=packed)
         if packed:
             raise InputError("an encoder's rows cannot be packed; set packing to false")

@@ -17,6 +17,7 @@ from coadapt.backbone import (
     fingerprint,
     is_quantized,
     load_backbone,
+    sees_pictures,
 )
 from coadapt.heads import TaskHeads
 from coadapt.inits import Start
@@ -77,7 +78,7 @@ class MultiTaskModel(nn.Module):
         self.attached = self._attach(backbone, start or Start())
         self.backbone = backbone
         with_head = self.tasks if pooling is not None else ()
-        self.heads = TaskHeads(with_head, backbone.config.hidden_size, seed)
+        self.heads = TaskHeads(with_head, backbone.config.get_text_config().hidden_size, seed)
         self.readout: AbstractReadout = (
             LanguageReadout(backbone) if pooling is None else HeadReadout(self.heads, pooling)
         )
@@ -110,7 +111,8 @@ class MultiTaskModel(nn.Module):
             recipe.regularizers,
             self.attached,
             num_tasks=len(self.tasks),
-            answers_known=self.kind == "decoder" and not self.model_config.prompt_loss,
+            answers_known=self.kind in ("decoder", "image-text")
+            and not self.model_config.prompt_loss,
             apart=self.kind == "encoder-decoder",
         )
 
@@ -129,7 +131,9 @@ class MultiTaskModel(nn.Module):
         """Which kind of model the backbone is."""
         if self.pooling is not None:
             return "encoder"
-        return "encoder-decoder" if self.backbone.config.is_encoder_decoder else "decoder"
+        if self.backbone.config.is_encoder_decoder:
+            return "encoder-decoder"
+        return "image-text" if sees_pictures(self.backbone.config) else "decoder"
 
     @property
     def is_language_model(self) -> bool:

@@ -94,6 +94,7 @@ def _row(text: Text, task: Task) -> Mapping[str, Any]:
     plain = all("." not in column for column in task.input_columns)
     if len(parts) != len(task.input_columns) or not plain or not all(map(_is_text, parts)):
         wanted = {1: "a text", 2: "a pair of texts"}.get(len(task.input_columns), "a row")
+        wanted = "a row" if task.image else wanted
         columns = ", ".join(task.input_columns)
         raise InputError(f"takes {wanted}, not {text!r}; or a mapping with {columns}")
     return dict(zip(task.input_columns, parts, strict=True))

@@ -15,6 +15,7 @@ from coadapt.language.scoring import answering
 from coadapt.loading import Loader, encode_rows
 from coadapt.model import MultiTaskModel
 from coadapt.tasks import Rows, TaskSuite
+from coadapt.tasks.pictures import pixel_inputs
 from coadapt.tasks.render import stack
 from coadapt.tasks.split import text_key
 
@@ -210,14 +211,16 @@ def _nearest(
 def _probe(model: MultiTaskModel, items: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Return (d,) the mean over prompts of the base model's mean last hidden state."""
     chosen = [items[i] for i in np.linspace(0, len(items) - 1, _PROBE_ROWS).astype(int)]
-    total = np.zeros(model.backbone.config.hidden_size)
+    total = np.zeros(model.backbone.config.get_text_config().hidden_size)
     encoder: Any = model.backbone
     encoder = encoder.get_encoder() if model.kind == "encoder-decoder" else encoder.base_model
     with answering(model), model.route.without_adapters():
         for item in chosen:
             ids = stack([item["prompt"]], 0).to(model.device)
             model.route.set(torch.zeros(1, dtype=torch.long, device=model.device))
-            hidden = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            seen = {key: value.to(model.device) for key, value in pixel_inputs([item]).items()}
+            output = encoder(input_ids=ids, attention_mask=torch.ones_like(ids), **seen)
+            hidden = output.last_hidden_state
             total += hidden[0].double().mean(dim=0).cpu().numpy()
     return total / len(chosen)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
-from coadapt.backbone import load_tokenizer
 from coadapt.planning import Block, Plan
+from coadapt.processors import load_tokenizer
 from coadapt.structures import Bank, Single, Structure
 from coadapt.tasks import Collator, Proportional, TaskDataset, TaskSuite, encode, load_suite
 from coadapt.training import MultiTaskTrainer

@@ -5,10 +5,10 @@ import runpy
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from coadapt.backbone import load_tokenizer
 from coadapt.exporting import export_merged, export_peft
 from coadapt.exporting.snippets import snippet
 from coadapt.prediction import predict_texts
+from coadapt.processors import load_tokenizer
 from coadapt.tasks import Task
 from coadapt.tasks.prompts import Generation
 from tests.language.exported import CONFIG, GROUPS, make_model, routes_of

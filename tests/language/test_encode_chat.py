@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from coadapt._errors import InputError
-from coadapt.backbone import ModelConfig, load_tokenizer
+from coadapt.backbone import ModelConfig
 from coadapt.loading import encode_rows
+from coadapt.processors import load_tokenizer
 from coadapt.tasks import Rows, Task
 from coadapt.tasks.language import IGNORED, PromptStyle, encode_language
 from coadapt.tasks.prompts import Generation

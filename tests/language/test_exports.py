@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from coadapt._errors import InputError
-from coadapt.backbone import load_tokenizer
 from coadapt.exporting import export_merged, export_peft, verify_peft
 from coadapt.exporting.merged import merge_task
+from coadapt.processors import load_tokenizer
 from tests.language.exported import (
     CONFIG,
     GROUPS,

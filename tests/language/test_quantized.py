@@ -22,11 +22,12 @@ from transformers.pytorch_utils import Conv1D
 from coadapt._errors import InputError
 from coadapt.adapters.linear import linear_weight
 from coadapt.adapters.quantized import is_quantized, settle
-from coadapt.backbone import ModelConfig, load_backbone, load_tokenizer
+from coadapt.backbone import ModelConfig, load_backbone
 from coadapt.config import parse
 from coadapt.exporting import export_merged, export_peft, verify_peft
 from coadapt.loading import Loader
 from coadapt.model import build_model
+from coadapt.processors import load_tokenizer
 from coadapt.quantization import Quantization, unpack_model
 from coadapt.recipes import find_recipe
 from tests.language.exported import (

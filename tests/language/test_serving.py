@@ -14,9 +14,9 @@ from openai import APIConnectionError, OpenAI
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from coadapt.backbone import load_tokenizer
 from coadapt.exporting import export_merged, export_peft
 from coadapt.prediction import predict_texts
+from coadapt.processors import load_tokenizer
 from coadapt.tasks import Task
 from coadapt.tasks.prompts import Generation
 from tests.language.exported import CONFIG, make_model, routes_of

@@ -11,10 +11,10 @@ from transformers import (
 
 from coadapt import InputError
 from coadapt.adapters import eject
-from coadapt.backbone import load_tokenizer
 from coadapt.fitting import train
 from coadapt.inits import RLora
 from coadapt.planning import Block, Plan
+from coadapt.processors import load_tokenizer
 from coadapt.recipe import Recipe
 from coadapt.regularizers import AlignKL, LoadBalance
 from coadapt.runs import load_run

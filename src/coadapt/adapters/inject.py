@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -45,13 +45,19 @@ def target_names(backbone: nn.Module, targets: str | Sequence[str]) -> tuple[str
             ``"mlp"`` (the maps of the layers' feed-forward part; of a mixture of experts those that
             every token passes, for the experts are one tensor), ``"all-linear"`` (every linear map
             but poolers and heads), a regular expression that must match a full name, or a sequence
-            of names or name endings (``"query"``).
+            of names or name endings (``"query"``). Of an image-text model only the language part
+            is meant.
 
     Raises:
         InputError: if the family is unknown, nothing matches, or the vocabulary's head does.
     """
     head = _vocabulary_head(backbone)
-    linear = [name for name, module in backbone.named_modules() if linear_shape(module)]
+    part = _language_part(backbone)
+    linear = [
+        name
+        for name, module in backbone.named_modules()
+        if linear_shape(module) and (name.startswith(part) or name == head)
+    ]
     if targets == "all-linear":
         found = [name for name in linear if name != head and not _NOT_BACKBONE.search(name)]
     elif targets == "mlp":
@@ -77,6 +83,15 @@ def target_names(backbone: nn.Module, targets: str | Sequence[str]) -> tuple[str
             "be the embedding's too, so it is not adapted; leave it out"
         )
     return tuple(found)
+
+
+def _language_part(backbone: nn.Module) -> str:
+    """Return how names in the part that reads text begin: not the pictures' tower or projector."""
+    model: Any = backbone
+    if getattr(getattr(model, "config", None), "vision_config", None) is None:
+        return ""
+    part = model.get_decoder()
+    return next((f"{n}." for n, module in model.named_modules() if module is part and n), "")
 
 
 def _vocabulary_head(backbone: nn.Module) -> str | None:
@@ -168,7 +183,10 @@ def _last_of(backbone: nn.Module, maps: list[str]) -> str:
 
 
 def _family(backbone: nn.Module) -> str:
-    return str(getattr(backbone.config, "model_type", ""))
+    config: Any = getattr(backbone, "config", None)
+    if getattr(config, "vision_config", None) is not None:
+        config = config.get_text_config()
+    return str(getattr(config, "model_type", ""))
 
 
 def _matching(linear: list[str], pattern: str) -> list[str]:

@@ -223,14 +223,14 @@ def _through(
         width = batch["input_ids"].shape[1]
         tokens[rows, :width] = batch["input_ids"]
         valid[rows, :width] = batch["attention_mask"].bool()
-        if model.kind == "decoder":
+        if model.kind in ("decoder", "image-text"):
             learned[rows, :width] = answer_tokens(batch["labels"])
         for name, z in _forward(model, batch, watched).items():
             wide = torch.promote_types(z.dtype, torch.float32)
             if name not in values:
                 values[name] = torch.zeros(*shape, z.shape[-1], dtype=wide)
             values[name][rows, :width] = z.to("cpu", wide)
-    answers_known = model.kind == "decoder" and not model.model_config.prompt_loss
+    answers_known = model.kind in ("decoder", "image-text") and not model.model_config.prompt_loss
     return Representations(
         run="",
         base=model.base_fingerprint,
@@ -249,11 +249,14 @@ def _forward(
     """Return what the layers note of a batch, without its graph."""
     backbone: Any = model.backbone
     dropped = ("task_ids", "labels")
+    decodes = model.kind in ("decoder", "image-text")
     if model.kind == "encoder-decoder":
         backbone = backbone.get_encoder()
-    elif model.kind == "decoder":
+    elif decodes:
         backbone = backbone.base_model  # without the vocabulary's head
-    inputs: dict[str, Any] = {"use_cache": False} if model.kind == "decoder" else {}
+    inputs: dict[str, Any] = (
+        {} if model.kind in ("encoder", "encoder-decoder") else {"use_cache": False}
+    )
     inputs |= {key: value.to(model.device) for key, value in batch.items() if key not in dropped}
     # Layers note while gradients are enabled, and only then.
     with torch.enable_grad(), model.route.noting({Need.REPRESENTATION: watched}) as noted:

@@ -11,13 +11,14 @@ import numpy as np
 
 from coadapt._errors import InputError
 from coadapt._sheet import Sheet
-from coadapt.backbone import ModelConfig, load_tokenizer, model_kind
+from coadapt.backbone import ModelConfig, model_kind
 from coadapt.checking.data import Seen, leaks, look_at
 from coadapt.checking.finding import SHOWN, Finding, some, worst_first
 from coadapt.loading import encode_rows
+from coadapt.processors import load_tokenizer
 from coadapt.tasks import TaskSuite
 from coadapt.tasks.language import IGNORED
-from coadapt.tasks.split import SPLITS, text_key
+from coadapt.tasks.split import SPLITS
 
 LETTERS = 300  # of a row that is shown
 
@@ -187,9 +188,11 @@ def _too_long(
     cut: list[tuple[int, str]] = []
     for split in SPLITS:
         rows = suite.rows(name, split)
-        for index in (i for i, item in enumerate(items[split]) if item.get("cut")):
-            texts = (rows.texts[index], *((rows.pairs[index],) if rows.pairs else ()))
-            cut.append((int(lengths[split][index]), places[text_key(texts)]))
+        cut += [
+            (int(lengths[split][index]), places[rows.key(index)])
+            for index, item in enumerate(items[split])
+            if item.get("cut")
+        ]
     told["cut"] = len(cut)
     if cut:
         total = sum(len(found) for found in items.values())

@@ -12,7 +12,7 @@ from coadapt.tasks.answers import Answer, read_answer
 from coadapt.tasks.read import Table, read_tables
 from coadapt.tasks.rows import Content, read_content
 from coadapt.tasks.sources import FileSource
-from coadapt.tasks.split import Split, split_of, text_key
+from coadapt.tasks.split import Split, split_of
 
 RARE, OFTEN = 0.1, 10  # a label is rare beside one that is ten times as frequent, and has ten rows
 _WHOLE: Split = "train"  # under which rows of a source without splits are kept
@@ -95,7 +95,7 @@ def _rows(
         except InputError as error:
             wrong.append(f"{table.place(index)}: {error}")
             continue
-        yield text_key(content.texts), content, label, table.place(index)
+        yield content.key, content, label, table.place(index)
     findings += [_error(task, "read", said, "mend or remove the row") for said in wrong[:SHOWN]]
     if len(wrong) > SHOWN:
         said = f"{table.where}: {len(wrong) - SHOWN} more rows cannot be read"
@@ -255,8 +255,9 @@ def leaks(suite: TaskSuite, found: Mapping[str, Seen]) -> list[Finding]:
 
 def _placed(suite: TaskSuite, seen: Seen) -> Iterator[tuple[Split, bytes, str]]:
     for split, rows in seen.rows.items():
-        for key, _, _, place in rows:
-            yield split if seen.splits else split_of(key, suite.split, suite.seed), key, place
+        for key, content, _, place in rows:
+            own = split if seen.splits else split_of(content.split_key, suite.split, suite.seed)
+            yield own, key, place
 
 
 def _number(seen: Seen) -> int:

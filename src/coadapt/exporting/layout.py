@@ -32,6 +32,7 @@ AUTO_CLASSES: dict[ModelKind, str] = {
     "encoder": "AutoModel",
     "decoder": "AutoModelForCausalLM",
     "encoder-decoder": "AutoModelForSeq2SeqLM",
+    "image-text": "AutoModelForImageTextToText",
 }
 
 
@@ -67,7 +68,8 @@ def route_of(model: MultiTaskModel, task: Task) -> dict[str, Any]:
     null where the columns are the texts), ``pooling`` and ``max_length``. Of a language model's
     also ``chat``, ``system``, ``messages``, ``delimiter`` (as it is between prompt and answer, if
     the prompt does not end in white space), ``options``, ``words`` (of each label) and
-    ``generation``; null or empty where there is no such thing.
+    ``generation``; null or empty where there is no such thing; and ``image``, the column of the
+    picture, where there is one.
     """
     config = model.model_config
     route = {
@@ -85,6 +87,7 @@ def route_of(model: MultiTaskModel, task: Task) -> dict[str, Any]:
     plain = "\n".join(f"{{{column}}}" for column in task.columns)
     return {
         **route,
+        **({"image": task.image} if task.image else {}),
         "prompt": None if task.messages else task.prompt or plain,
         "chat": config.chat,
         "system": task.system,

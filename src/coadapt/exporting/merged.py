@@ -29,6 +29,7 @@ from coadapt.exporting.layout import (
 from coadapt.exporting.report import ExportReport
 from coadapt.exporting.verify import answer_logits, in_float32
 from coadapt.model import MultiTaskModel
+from coadapt.processors import load_processor
 from coadapt.tasks import Rows, Task
 from coadapt.tasks.language import IGNORED, LanguageCollator
 from coadapt.tasks.render import Collator, encode
@@ -79,6 +80,8 @@ def export_merged(
             with quiet_loading():  # its progress bar would interrupt whoever draws another
                 merged.save_pretrained(temporary / name)
             tokenizer.save_pretrained(temporary / name)
+            if model.kind == "image-text":
+                load_processor(model.model_config).save_pretrained(temporary / name)
             write_text(temporary / name / CARD, part_card(model, name, routes, card_config))
         write_text(temporary / CARD, export_card(model, routes, card_config))
         write_routes(temporary, model, routes)

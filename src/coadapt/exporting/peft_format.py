@@ -29,6 +29,7 @@ _TASK_TYPES: dict[ModelKind, TaskType] = {
     "encoder": TaskType.FEATURE_EXTRACTION,
     "decoder": TaskType.CAUSAL_LM,
     "encoder-decoder": TaskType.SEQ_2_SEQ_LM,
+    "image-text": TaskType.CAUSAL_LM,
 }
 
 

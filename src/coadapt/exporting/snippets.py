@@ -66,7 +66,7 @@ print(logits)
 
 _TALK = """\
 talk = {talk}
-prompt = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+prompt = {by}.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
 """
 
 # A tokenizer that ends every text with a token would end the prompt with it.
@@ -86,12 +86,32 @@ def tokens(text):
 
 """
 
+# As many of a picture's tokens as the model makes of it stand where the prompt names it.
+_PICTURE = """\
+from PIL import Image
+from transformers import AutoProcessor
+
+processor = AutoProcessor.from_pretrained({where})
+picture = Image.open("picture.png").convert("RGB")  # what stands under {image!r}
+pixels = dict(processor.image_processor(images=[picture], return_tensors="pt"))
+"""
+_SHOWN = """\
+def shown(text):
+    special = {special}
+    found = processor(text=[text], images=[picture], add_special_tokens=special)["input_ids"][0]
+    return found[:-1] if found[-1:] == [tokenizer.eos_token_id] and special else found
+
+
+"""
+
 _WRITTEN = """\
 # The task's way, whatever the base model's own settings are.
 how = {how}
 inputs = torch.tensor([{inputs}])
 with torch.no_grad():
-    written = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), **how)
+    written = model.generate(
+        input_ids=inputs, attention_mask=torch.ones_like(inputs){pixels}, **how
+    )
 answer = tokenizer.decode(written[0{new}], skip_special_tokens=True)
 {stop}print(answer.strip())
 """
@@ -104,9 +124,9 @@ for option in options:
     whole = tokens(prompt + {delimiter}option)
     if whole[: len(known)] != known:  # the tokenizer joins the two
         whole = known + tokenizer({delimiter}option, add_special_tokens=False)["input_ids"]
-    with torch.no_grad():
-        logits = model(torch.tensor([whole])).logits[0, len(known) - 1 : -1]
     chosen = torch.tensor(whole[len(known) :])
+    with torch.no_grad():
+        logits = model(torch.tensor([{read}]){pixels}).logits[0, -len(chosen) - 1 : -1]
     scores.append(logits.log_softmax(-1)[range(len(chosen)), chosen].sum())
 logits = torch.stack(scores)  # log-likelihoods
 print(options[logits.argmax()])
@@ -129,6 +149,9 @@ print(options[logits.argmax()])
 def snippet(model: MultiTaskModel, task: str, route: Mapping[str, Any]) -> str:
     """Return code that loads what ``route`` names and runs it on a text."""
     loaded = _load_merged(model, route) if "model" in route else _load_adapter(model, task, route)
+    if route.get("image"):
+        where = "folder" if "model" in route else "base"
+        loaded += _PICTURE.format(where=where, image=route["image"])
     if model.is_language_model:
         return loaded + _answer(route)
     pair = route["prompt"] is None and len(route["text_columns"]) == 2
@@ -187,9 +210,15 @@ def _answer(route: Mapping[str, Any]) -> str:
         inputs = f'tokenizer(prompt{special})["input_ids"]'
     # An encoder-decoder's answers are tokenised as texts, whatever made its prompt.
     tokens = _TOKENS_OF_CHAT if route["chat"] and not apart else _TOKENS_OF_TEXT
+    form: dict[str, Any] = {"read": "whole", "pixels": ""}
+    if route.get("image"):
+        tokens += _SHOWN.format(special=not route["chat"])
+        inputs = "shown(prompt)"
+        form = {"read": "shown(prompt) + whole[len(known) :]", "pixels": ", **pixels"}
     if writes:
-        return prompt + ("" if apart else tokens) + _write(route, inputs, apart=apart)
-    form = {"options": list(_options(route)), "inputs": inputs, "delimiter": delimiter}
+        written = _write(route, inputs, apart=apart, pixels=form["pixels"])
+        return prompt + ("" if apart else tokens) + written
+    form |= {"options": list(_options(route)), "inputs": inputs, "delimiter": delimiter}
     return prompt + tokens + (_SCORED_APART if apart else _SCORED).format(**form)
 
 
@@ -201,11 +230,17 @@ def _prompt(route: Mapping[str, Any]) -> tuple[str, str]:
     if route["system"]:
         turns = [("system", _filled(route["system"], route)), *turns]
     if route["chat"]:
-        talk = [{"role": role, "content": content} for role, content in turns]
-        return _TALK.format(talk=talk), ""
+        talk: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
+        if not route.get("image"):
+            return _TALK.format(talk=talk, by="tokenizer"), ""
+        for turn in talk:
+            turn["content"] = [{"type": "text", "text": turn["content"]}]
+        talk[-1]["content"].insert(0, {"type": "image"})
+        return _TALK.format(talk=talk, by="processor"), ""
     text = "\n\n".join(content for _, content in turns)
     delimiter = route["delimiter"] if not text[-1:].isspace() else ""
-    made = f"prompt = {text!r}  # what routes.json says of a row\n"
+    seen = 'processor.image_token + "\\n" + ' if route.get("image") else ""
+    made = f"prompt = {seen}{text!r}  # what routes.json says of a row\n"
     return made, f"{delimiter!r} + " if delimiter else ""
 
 
@@ -224,7 +259,7 @@ def _filled(template: str, route: Mapping[str, Any]) -> str:
     return fill(template, row, _options(route) if asks else ())
 
 
-def _write(route: Mapping[str, Any], inputs: str, *, apart: bool) -> str:
+def _write(route: Mapping[str, Any], inputs: str, *, apart: bool, pixels: str) -> str:
     chosen = Generation(**{**route["generation"], "stop": tuple(route["generation"]["stop"])})
     how: dict[str, Any] = {
         "max_new_tokens": chosen.max_new_tokens,
@@ -239,4 +274,4 @@ def _write(route: Mapping[str, Any], inputs: str, *, apart: bool) -> str:
         shown = f'{shown[:-1]}, "stop_strings": {list(chosen.stop)}, "tokenizer": tokenizer}}'
         stop = 'for stop in how["stop_strings"]:\n    answer = answer.split(stop)[0]\n'
     new = "" if apart else ", inputs.shape[1] :"
-    return _WRITTEN.format(how=shown, inputs=inputs, stop=stop, new=new)
+    return _WRITTEN.format(how=shown, inputs=inputs, stop=stop, new=new, pixels=pixels)

@@ -77,7 +77,7 @@ def _difference_of_answers(
         rows = encoded[start : start + _TEXTS_AT_ONCE]
         batch = collate([{**row, "task_id": 0} for row in rows])
         own = answer_logits(model, batch, task)
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        inputs = {key: value for key, value in batch.items() if key not in ("labels", "task_ids")}
         if apart:  # which stock models shift for themselves
             inputs["labels"] = batch["labels"]
         found = stock(**inputs).logits[batch["labels"] != IGNORED]
@@ -95,7 +95,7 @@ def answer_logits(model: MultiTaskModel, batch: Mapping[str, Tensor], task: str)
         task: whose blocks to use.
     """
     assert isinstance(model.readout, LanguageReadout)
-    inputs: dict[str, Any] = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in ("labels", "task_ids")}
     if model.kind == "encoder-decoder":
         inputs["decoder_input_ids"] = shifted_right(model.backbone, batch["labels"])
     model.route.set(torch.full((len(batch["labels"]),), model.task_id(task)))

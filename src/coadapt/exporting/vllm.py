@@ -91,6 +91,14 @@ def _base(model: MultiTaskModel) -> Iterator[Finding]:
             "24907), T5 never was among them (11901), and BART is left to a plugin",
             action="serve with transformers and PEFT (see README.md)",
         )
+    elif model.kind == "image-text":
+        yield Finding(
+            level="refused",
+            what=f"the base model {name}",
+            why="whether the server makes of a picture and a prompt what the run does has not been "
+            "tried",
+            action="serve with transformers and PEFT (see README.md)",
+        )
     elif model.kind == "decoder" and name.removesuffix("ForCausalLM") in SERVED_WITH_LORA:
         yield Finding(
             level="ok",

@@ -84,6 +84,11 @@ def choose_services(
             f"lm-evaluation-harness scores language models, but '{run.config.model.name}' answers "
             "by a head a task"
         )
+    if model.kind == "image-text":
+        raise InputError(
+            f"lm-evaluation-harness gives '{run.config.model.name}' texts alone here; score its "
+            "own suite: coadapt evaluate RUN"
+        )
     if services is None:
         services = {
             name: Service(like=name, gates=None, told=f"the blocks of {name}")

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from coadapt._seeds import named_seed
 from coadapt.language.scoring import Items, answering
 from coadapt.model import MultiTaskModel
+from coadapt.tasks.pictures import pixel_inputs
 from coadapt.tasks.prompts import Generation
 from coadapt.tasks.render import stack
 
@@ -51,11 +52,9 @@ def generate_texts(
     found = [""] * len(items)
     lots = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     for number, rows in enumerate(lots):
-        prompts = [items[row]["prompt"] for row in rows]
         key = named_seed(seed, "generate", task, str(number))
-        for row, text in zip(
-            rows, _generate(model, tokenizer, prompts, task, how, key), strict=True
-        ):
+        lot = [items[row] for row in rows]
+        for row, text in zip(rows, _generate(model, tokenizer, lot, task, how, key), strict=True):
             found[row] = text
     return found
 
@@ -64,7 +63,7 @@ def generate_texts(
 def _generate(
     model: MultiTaskModel,
     tokenizer: Any,
-    prompts: Sequence[list[int]],
+    items: Items,
     task: str,
     how: Generation,
     seed: int,
@@ -73,6 +72,7 @@ def _generate(
     backbone: Any = model.backbone
     # An encoder counts positions from the left, whatever the mask says.
     left = not backbone.config.is_encoder_decoder
+    prompts = [item["prompt"] for item in items]
     ids = stack(prompts, tokenizer.pad_token_id or 0, left=left).to(device)
     mask = stack([[1] * len(prompt) for prompt in prompts], 0, left=left).to(device)
     index = model.task_id(task)
@@ -87,7 +87,11 @@ def _generate(
     ):
         torch.manual_seed(seed)
         written = backbone.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, tokenizer=tokenizer
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            tokenizer=tokenizer,
+            **{key: value.to(device) for key, value in pixel_inputs(items).items()},
         )
     start = ids.shape[1] if left else 0
     texts = tokenizer.batch_decode(written[:, start:], skip_special_tokens=True)

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from coadapt.model import MultiTaskModel
 from coadapt.readouts import LanguageReadout, shifted_right
 from coadapt.tasks.language import IGNORED, LanguageCollator
+from coadapt.tasks.pictures import pixel_inputs
 from coadapt.tasks.render import stack
 
 Items = Sequence[Mapping[str, Any]]
@@ -50,7 +51,7 @@ def score_options(
             batch = [items[row] for row in rows]
             if model.backbone.config.is_encoder_decoder:
                 scores = _score_apart(model, batch, task)
-            elif reuse_prompt:
+            elif reuse_prompt and _goes_on(model):
                 scores = _score_after_prompt(model, batch, task)
             else:
                 scores = _score_whole(model, batch, task)
@@ -122,6 +123,7 @@ def _score_after_prompt(model: MultiTaskModel, batch: Items, task: str) -> Tenso
     last = torch.zeros_like(mask, dtype=torch.bool)
     last[:, -1] = True
     inputs = {"input_ids": prompts, "attention_mask": mask, "use_cache": True}
+    inputs |= {key: value.to(device) for key, value in pixel_inputs(batch).items()}
     _set_rows(model, task, len(batch))
     inputs |= _positions(model, mask.cumsum(1).sub(1).clamp_min(0))
     logits, output = readout.run(model.backbone, inputs, last)
@@ -146,6 +148,11 @@ def _score_after_prompt(model: MultiTaskModel, batch: Items, task: str) -> Tenso
     return scores
 
 
+def _goes_on(model: MultiTaskModel) -> bool:
+    """Whether an option may follow a prompt by itself; some models count on from the picture."""
+    return not any(hasattr(module, "rope_deltas") for module in model.backbone.modules())
+
+
 def _can_branch(cache: Any) -> bool:
     """Whether options can go on from what a prompt left: keys and values, not a running state."""
     layers = cache.layers if isinstance(cache, DynamicCache) else [None]
@@ -168,6 +175,7 @@ class _Rest:
 
 def _score_whole(model: MultiTaskModel, batch: Items, task: str) -> Tensor:
     """Return (N,) scores, each option behind a prompt of its own."""
+    owners = [item for item in batch for _ in item["options"]]
     both = [(item["prompt"], option) for item in batch for option in item["options"]]
     read = [[*prompt, *option[:-1]] for prompt, option in both]
     labels = stack([[IGNORED] * (len(p) - 1) + option for p, option in both], IGNORED)
@@ -176,6 +184,7 @@ def _score_whole(model: MultiTaskModel, batch: Items, task: str) -> Tensor:
         "attention_mask": stack([[1] * len(ids) for ids in read], 0).to(model.device),
         "use_cache": False,
     }
+    inputs |= {key: value.to(model.device) for key, value in pixel_inputs(owners).items()}
     labels = labels.to(model.device)
     _set_rows(model, task, len(both))
     wanted = labels != IGNORED
@@ -218,7 +227,12 @@ def _set_rows(model: MultiTaskModel, task: str, num_rows: int) -> None:
 
 
 def _positions(model: MultiTaskModel, position_ids: Tensor) -> dict[str, Tensor]:
-    """Return positions for a model that takes them; others go by the mask."""
+    """Return positions for a model that takes them; others go by the mask.
+
+    An image-text model may count the places in a picture in its own way.
+    """
+    if model.kind == "image-text":
+        return {}
     takes = "position_ids" in inspect.signature(model.backbone.forward).parameters
     return {"position_ids": position_ids} if takes else {}
 

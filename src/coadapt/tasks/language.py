@@ -11,6 +11,7 @@ from torch import Tensor
 
 from coadapt._errors import InputError
 from coadapt.tasks.answers import Message
+from coadapt.tasks.pictures import Pixels, pixel_inputs
 from coadapt.tasks.render import stack
 from coadapt.tasks.rows import Rows
 from coadapt.tasks.task import Task
@@ -50,22 +51,30 @@ class _Texts(NamedTuple):
 
 
 def encode_language(
-    tokenizer: "PreTrainedTokenizerBase", task: Task, rows: Rows, style: PromptStyle
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    rows: Rows,
+    style: PromptStyle,
+    processor: Any = None,
 ) -> list[dict[str, Any]]:
     """Tokenise rows; where a prompt is too long its middle is cut, an answer never is.
+
+    A prompt with a picture begins with it and is not cut.
 
     Args:
         tokenizer: the model's.
         task: whose rows they are.
         rows: texts or conversations, with options or answers.
         style: how the model reads them.
+        processor: the model's, for rows with pictures.
 
     Returns:
         A row each: ``input_ids`` and ``labels`` to train on (the token that each position is to
         predict, or `IGNORED`; the last ``num_answer`` are the answer and its end), ``prompt`` and
         ``options`` to predict with, and ``cut``, the tokens that were cut, where there are any.
         Where prompt and answer are read apart, ``input_ids`` is the prompt and ``labels`` the
-        answer. A row without an answer, to be predicted only, has nothing to train on.
+        answer. A row without an answer, to be predicted only, has nothing to train on. With a
+        picture: ``picture``, and ``pixels`` that reads it.
 
     Raises:
         InputError: for an answer that does not fit, or a conversation that the chat template
@@ -78,19 +87,25 @@ def encode_language(
         )
     if task.kind == "regression":
         raise InputError(f"{task}: a regression needs an encoder; a language model says words")
-    texts = list(_texts(tokenizer, task, rows, style))
+    shown = rows.pictures or (None,) * len(rows)
+    pixels = None if processor is None else Pixels(processor)
+    texts = list(_texts(tokenizer, task, rows, style, pixels))
     prompts = _ids(tokenizer, [text.prompt for text in texts], special=not style.chat)
     if not style.apart:
         prompts = [_opened(tokenizer, ids, style) for ids in prompts]
     follow = _following(tokenizer, texts, prompts, style)
     items = []
-    rows_of_ids = zip(texts, prompts, follow, strict=True)
-    for index, (text, prompt, (answer, *options)) in enumerate(rows_of_ids):
+    rows_of_ids = zip(texts, prompts, follow, shown, strict=True)
+    for index, (text, prompt, (answer, *options), picture) in enumerate(rows_of_ids):
         known = answer if text.answer else None
         try:
-            items.append(_item(tokenizer, task, style, prompt, known, options))
+            if picture is not None and pixels is not None:
+                prompt = pixels.prompt_ids(text.prompt, picture, special=not style.chat)
+                prompt = _opened(tokenizer, prompt, style)
+            item = _item(tokenizer, task, style, prompt, known, options, whole=picture is not None)
         except InputError as error:
             raise InputError(f"{task}, row {index + 1}: {error}") from error
+        items.append(item if picture is None else item | {"picture": picture, "pixels": pixels})
     # For training, prediction or both.
     shown = [len(item["prompt"]) - item.get("cut", 0) for item in items]
     if cut := sum(n < len(ids) for n, ids in zip(shown, prompts, strict=True)):
@@ -101,14 +116,21 @@ def encode_language(
 
 
 def _texts(
-    tokenizer: "PreTrainedTokenizerBase", task: Task, rows: Rows, style: PromptStyle
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    rows: Rows,
+    style: PromptStyle,
+    pixels: Pixels | None,
 ) -> Iterator[_Texts]:
     words = task.words or tuple(str(label) for label in task.labels)
     for index, text in enumerate(rows.texts):
         both = text if rows.pairs is None else f"{text}\n{rows.pairs[index]}"
         turns = rows.conversations[index] if rows.conversations else (("user", both),)
         try:
-            prompt = _prompt(tokenizer, turns, chat=style.chat)
+            if pixels is not None and rows.pictures and rows.pictures[index]:
+                prompt = pixels.prompt(turns, chat=style.chat)
+            else:
+                prompt = _prompt(tokenizer, turns, chat=style.chat)
         except InputError as error:
             raise InputError(f"{task}, row {index + 1}: {error}") from error
         joined = "" if style.chat or style.apart or prompt[-1:].isspace() else task.delimiter
@@ -212,6 +234,8 @@ def _item(
     prompt: Ids,
     answer: Ids | None,
     options: Sequence[Ids],
+    *,
+    whole: bool = False,
 ) -> dict[str, Any]:
     if not prompt:
         raise InputError("the prompt has no tokens, and the tokenizer none to begin with")
@@ -235,6 +259,11 @@ def _item(
         raise InputError(
             f"max_new_tokens {written} leaves no room for a prompt within max_length "
             f"{style.max_length}; raise model.max_length"
+        )
+    if whole and len(prompt) > min(asked, room):
+        raise InputError(
+            f"a prompt of {len(prompt)} tokens with its picture does not fit into max_length "
+            f"{style.max_length} beside its answer, and is not cut; raise model.max_length"
         )
     item: dict[str, Any] = {"prompt": _cut(prompt, asked), "options": list(options)}
     if not trained:
@@ -277,7 +306,8 @@ class LanguageCollator:
     """Makes batches of `encode_language`'s items for training.
 
     A batch holds ``input_ids``, ``attention_mask`` and ``labels`` of shape (B, S), padded on the
-    right, and ``task_ids`` of shape (B,); all int64. Packed, the rows stand one after the other in
+    right, and ``task_ids`` of shape (B,); all int64; and what a model takes for the rows' pictures,
+    in their order. Packed, the rows stand one after the other in
     a single one of shape (1, S), with ``position_ids`` that begin anew with each of them and
     ``row_ids``, and nothing is padding. No items give B = 0, since a rank may be left without rows.
 
@@ -307,6 +337,7 @@ class LanguageCollator:
             "input_ids": stack(inputs, self._pad),
             "attention_mask": stack(ones, 0),
             "labels": stack(labels, IGNORED),
+            **pixel_inputs(items),
         }
 
     def _pack(self, inputs: Sequence[Ids], labels: Sequence[Ids]) -> dict[str, Tensor]:

@@ -77,7 +77,12 @@ def read_tables(task: Task) -> dict[Split, Table] | Table:
 
 
 def _read_file(path: Path, task: Task) -> Table:
-    return _with_columns(_read_whole(path, task, task.source_columns), task)
+    table = _with_columns(_read_whole(path, task, task.source_columns), task)
+    if task.image is not None:  # a path is seen from the file that names it
+        for row in table.rows:
+            if isinstance(row[task.image], str) and row[task.image]:
+                row[task.image] = str(path.parent / row[task.image])
+    return table
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
@@ -269,10 +274,12 @@ def _load_hub(task: Task, path: str, name: str | None, **how: Any) -> Any:
 
 def _hub_table(split: "Dataset", where: str, task: Task) -> Table:
     """Read one split of a hub data set, only the columns that are used."""
-    from datasets import ClassLabel
+    from datasets import ClassLabel, Image
 
     wanted = task.source_columns
     _check_columns(wanted, split.column_names, where, task)
+    if task.image is not None and isinstance(split.features.get(task.image), Image):
+        split = split.cast_column(task.image, Image(decode=False))
     rows = split.select_columns(list(dict.fromkeys(wanted))).to_list()
     feature = split.features.get(task.label)
     names = feature.names if isinstance(feature, ClassLabel) else ()

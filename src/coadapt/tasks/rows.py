@@ -17,6 +17,7 @@ from coadapt.tasks.answers import (
     read_conversation,
     read_options,
 )
+from coadapt.tasks.pictures import Picture, read_picture
 from coadapt.tasks.prompts import fill, look_up
 from coadapt.tasks.read import Table, read_tables
 from coadapt.tasks.sources import FileSource
@@ -37,6 +38,7 @@ class Rows:
             admissible answers; shape (N,).
         options: each row's options, or None if the task is no choice.
         conversations: each row's turns up to the answer, or None if the text is all there is.
+        pictures: each row's picture, or None if the task has none.
     """
 
     texts: tuple[str, ...]
@@ -44,9 +46,15 @@ class Rows:
     labels: np.ndarray
     options: tuple[tuple[str, ...], ...] | None = None
     conversations: tuple[tuple[Message, ...], ...] | None = None
+    pictures: tuple[Picture | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def key(self, index: int) -> bytes:
+        """Return what two rows share that read the same."""
+        texts = (self.texts[index], *((self.pairs[index],) if self.pairs else ()))
+        return row_key(texts, self.pictures[index] if self.pictures else None)
 
 
 class Content(NamedTuple):
@@ -55,6 +63,22 @@ class Content(NamedTuple):
     texts: tuple[str, ...]
     options: tuple[str, ...] = ()
     conversation: tuple[Message, ...] = ()
+    picture: Picture | None = None
+
+    @property
+    def key(self) -> bytes:
+        """What two rows share that read the same."""
+        return row_key(self.texts, self.picture)
+
+    @property
+    def split_key(self) -> bytes:
+        """What two rows share that are in one split: a picture, where there is one, or texts."""
+        return self.key if self.picture is None else self.picture.digest
+
+
+def row_key(texts: Sequence[str], picture: Picture | None) -> bytes:
+    """Return a key that rows share whose texts and picture are equal."""
+    return text_key(texts) + (b"" if picture is None else picture.digest)
 
 
 class _Row(NamedTuple):
@@ -116,7 +140,7 @@ def _read_splits(task: Task, fractions: SplitFractions, seed: int) -> Splits:
     if isinstance(found, Table) or set(found) == {"train"}:
         table = found if isinstance(found, Table) else found["train"]
         for row in _without_duplicates(_check_rows(task, table)):
-            result[split_of(row.key, fractions, seed)].append(row)
+            result[split_of(row.content.split_key, fractions, seed)].append(row)
         return result
     for split, table in found.items():
         result[split] = list(_check_rows(task, table))
@@ -129,7 +153,7 @@ def _read_splits(task: Task, fractions: SplitFractions, seed: int) -> Splits:
         logger.warning("%s: validation is taken out of training by the hash of the text", task)
         rows, result["train"] = result["train"], []
         for row in rows:
-            held_out = split_of(row.key, fractions, seed) == "validation"
+            held_out = split_of(row.content.split_key, fractions, seed) == "validation"
             result["validation" if held_out else "train"].append(row)
     return result
 
@@ -143,7 +167,7 @@ def _check_rows(task: Task, table: Table) -> Iterable[_Row]:
             label = read_answer(task, table, index, content.options)
         except InputError as error:
             raise InputError(f"{table.place(index)}: {task}: {error}") from error
-        yield _Row(content, text_key(content.texts), label, table, index)
+        yield _Row(content, content.key, label, table, index)
     if repeated:
         logger.warning(
             "%s: %s: %d rows list an option twice; it counts once", table.where, task, repeated
@@ -166,14 +190,15 @@ def read_content(task: Task, row: Mapping[str, Any], *, answered: bool = True) -
         said = "\n".join(content for role, content in turns if role != "system")
         return Content((said,), (), turns)
     options = read_options(task, row)
+    picture = None if task.image is None else read_picture(look_up(row, task.image), task.image)
     if task.prompt is not None:
         texts = (fill(task.prompt, row, options),)
     else:
         texts = tuple(_text(look_up(row, column), column) for column in task.columns)
     if task.system is None:
-        return Content(texts, options)
+        return Content(texts, options, picture=picture)
     turns = (("system", fill(task.system, row, options)), ("user", "\n".join(texts)))
-    return Content(texts, options, turns)
+    return Content(texts, options, turns, picture)
 
 
 def _text(value: Any, column: str) -> str:
@@ -331,4 +356,5 @@ def make_rows(task: Task, contents: Sequence[Content], labels: np.ndarray) -> Ro
         labels=labels,
         options=tuple(content.options for content in contents) if task.kind == "choice" else None,
         conversations=tuple(content.conversation for content in contents) if talks else None,
+        pictures=tuple(content.picture for content in contents) if task.image else None,
     )

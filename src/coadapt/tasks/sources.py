@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from coadapt._errors import InputError, nearest
-from coadapt.assets import DATASETS
+from coadapt.assets import DATA_NAMES
 from coadapt.tasks.split import SPLITS
 
 
@@ -51,14 +51,17 @@ class FileSource:
 
 @dataclass(frozen=True, kw_only=True)
 class AssetSource:
-    """One of the embedded data sets (`coadapt.assets.DATASETS`), split by a hash of the text."""
+    """One of the embedded data sets (`coadapt.assets.DATA_NAMES`), split by a hash.
+
+    Of the text, or of the picture where there is one.
+    """
 
     kind: Literal["asset"] = "asset"
     name: str
 
     def __post_init__(self) -> None:
-        if self.name not in DATASETS:
-            raise InputError(f"unknown data asset '{self.name}'{nearest(self.name, DATASETS)}")
+        if self.name not in DATA_NAMES:
+            raise InputError(f"unknown data asset '{self.name}'{nearest(self.name, DATA_NAMES)}")
 
 
 @dataclass(frozen=True, kw_only=True)

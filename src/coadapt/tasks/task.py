@@ -45,6 +45,8 @@ class Task:
         messages: the column with a conversation, as a list of ``{role, content}``; its last
             assistant turn is the answer. Only for ``generation``. Of a `LlamaFactorySource` it is
             filled in.
+        image: the column with a row's picture: a path, seen from the data file's folder, or what a
+            data set has as a picture; rows may be without. Image-text models only.
         label: where the label or answer stands: a column, or a dotted field (``answers.text``). A
             generation may have several admissible answers, a list; the first is trained on.
         labels: the classes; their order gives the ids. If not given, those of the training split
@@ -78,6 +80,7 @@ class Task:
     prompt: str | None = field(default=None, metadata=LATER)
     system: str | None = field(default=None, metadata=LATER)
     messages: str | None = field(default=None, metadata=LATER)
+    image: str | None = field(default=None, metadata=LATER)
     label: str = "label"
     labels: tuple[str | int | bool, ...] = ()
     words: tuple[str, ...] = field(default=(), metadata=LATER)
@@ -180,6 +183,11 @@ class Task:
             )
         if len(set(self.words)) < len(self.words) or "" in self.words:
             raise InputError(f"{self}: each label needs a word of its own, not empty")
+        if self.image and (self.messages or self.kind == "regression"):
+            raise InputError(
+                f"{self}: 'image' is for prompts of text and classification, choice or "
+                "generation; remove it"
+            )
         if self.messages and (self.prompt or self.system):
             raise InputError(f"{self}: 'messages' holds the whole prompt; remove prompt and system")
         for template in (self.prompt, self.system):
@@ -224,6 +232,7 @@ class Task:
             templates = [] if isinstance(self.options, str) else options
             fields += [*options] if isinstance(self.options, str) else []
             fields += [field for template in templates for field in template_fields(template)]
+        fields += [self.image] if self.image else []
         return tuple(dict.fromkeys(column_of(field) for field in fields))
 
     @property
