@@ -1,11 +1,13 @@
 """One of the processes that `accelerate launch` starts: trains every job of a file of JSON.
 
 A job is the arguments of `coadapt.train`, and with ``stop_at`` a step at which all processes stop
-once before they resume; or a ``command`` of the command line. Next to each run goes a list of what
-a process other than the first wrote or made there.
+once before they resume; or a ``command`` of the command line, which comes first: then nobody but it
+has made the processes known to each other. Next to each output goes a list of what a process other
+than the first wrote or made there, and what each was told by a command.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from accelerate import PartialState
 from typer.testing import CliRunner
 
 import coadapt
+from coadapt._processes import share_out
 from coadapt.cli import app
 from coadapt.training import MultiTaskTrainer
 
@@ -61,21 +64,38 @@ def command(words: list[str], told: Path) -> None:
     told.write_text(f"{result.exit_code} {result.output}", encoding="utf-8")
 
 
+def refused_elsewhere(told: Path) -> None:
+    """Share out work of which the second process refuses its part, and keep what is raised."""
+
+    def work(item: str) -> str:
+        if item == "second":
+            raise coadapt.InputError(f"{item} is refused")
+        return item
+
+    try:
+        share_out(["first", "second"], work)
+    except coadapt.InputError as error:
+        told.write_text(str(error), encoding="utf-8")
+
+
 def main(jobs: Path) -> None:
-    state = PartialState(cpu=True)
-    assert state.num_processes == 2
+    rank = os.environ["RANK"]
     for job in json.loads(jobs.read_text(encoding="utf-8")):
         output, seen = Path(job["output"]), []
-        if not state.is_main_process:
+        if rank != "0":
             watch(output, seen)
         if "command" in job:
-            command(job["command"], output.with_name(f"{output.name}.{state.process_index}.txt"))
+            command(job["command"], output.with_name(f"{output.name}.{rank}.txt"))
         else:
             train(job)
-        if not state.is_main_process:
+        if rank != "0":
             output.with_name(f"{output.name}.seen.json").write_text(json.dumps(seen))
+        state = PartialState()
+        assert state.num_processes == 2
         state.wait_for_everyone()
-    state.destroy_process_group()
+    refused_elsewhere(jobs.with_name(f"refused.{rank}.txt"))
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

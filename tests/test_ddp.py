@@ -1,4 +1,4 @@
-"""Two processes train what one does at the same global batch."""
+"""Two processes train, diagnose and plan what one does."""
 
 import json
 import os
@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import BertModel
 
 import coadapt
 from tests.invoking import succeed
@@ -20,7 +22,11 @@ from tests.toy_runs import (
     log_of,
     model_of,
     result_of,
+    train_toy,
 )
+
+# PEFT asks transformers for what it has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 # 33 training rows: a step takes 16 of them, so that an epoch's last step has a single row. One of
 # its two micro-batches is empty, the other one is empty on the second process.
@@ -53,7 +59,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "weighted-losses": {"recipe": "lora+uncertainty"},
     "weighted-gradients": {"recipe": "lora+grad_norm"},
 }
-DIAGNOSES = {"each": (), "pool": ("pool=true",)}
+DIAGNOSES = {"each": (), "pool": ("--set", "pool=true")}
+COMMANDS = (*DIAGNOSES, "plan", "adapters", "run")
 # A term on each micro-batch and process is another one with other micro-batches.
 UNLIKE: dict[str, dict[str, Any]] = {"regularized": {"recipe": "align_kl"}}
 
@@ -81,13 +88,24 @@ def suite(toy_suite_files):
 def two_processes(tiny_bert, suite, toy_suite_files, tmp_path_factory):
     """The folder with the runs of all JOBS, each trained by two processes."""
     folder = tmp_path_factory.mktemp("two")
-    jobs = [job_of(name, tiny_bert, suite, folder / name, 4) for name in JOBS | UNLIKE]
     (folder / "suite.yaml").write_text(yaml.safe_dump(toy_suite_files), encoding="utf-8")
-    (folder / "diagnosis").mkdir()
-    for name, options in DIAGNOSES.items():
-        words = diagnosing(folder, tiny_bert, *options, "--output", f"{folder}/diagnosis/{name}")
-        jobs.append({"output": f"{folder}/diagnosis", "command": words})
-    (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    words = {name: command_of(name, folder, tiny_bert) for name in COMMANDS}
+    for name in COMMANDS:
+        (folder / "commands" / name).mkdir(parents=True)
+    # A run is judged by its validation rows, twenty a task at the least.
+    judged = {**toy_suite_files, "split": {"validation": 0.75, "test": 0.1}}
+    train_toy(tiny_bert, judged, folder / "finished")
+    for name in ("a", "b"):
+        write_peft(folder / name, tiny_bert)
+    commands = [
+        {
+            "output": f"{folder}/commands/{name}",
+            "command": [*words[name], "-o", found_by(folder, name)],
+        }
+        for name in COMMANDS
+    ]
+    trained = [job_of(name, tiny_bert, suite, folder / name, 4) for name in JOBS | UNLIKE]
+    (folder / "jobs.json").write_text(json.dumps([*commands, *trained]), encoding="utf-8")
     # `--cpu` leaves it to MPI to start more than one process; `--multi_gpu` starts them itself, and
     # without a GPU they talk by gloo.
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -106,30 +124,54 @@ def two_processes(tiny_bert, suite, toy_suite_files, tmp_path_factory):
     return folder
 
 
-def diagnosing(folder: Path, model: Path, *options: str) -> list[str]:
-    """Return the words of `coadapt diagnose` of the suite in ``folder``."""
-    settings = ("model.dtype=float32", "model.max_length=32", "num_bootstrap=20", *options)
-    words = [word for setting in settings if "=" in setting for word in ("--set", setting)]
-    words += [option for option in options if "=" not in option]
-    return ["diagnose", str(folder / "suite.yaml"), "--model", str(model), *words]
+def command_of(name: str, folder: Path, model: Path) -> list[str]:
+    """Return the words of one of COMMANDS, without where it writes."""
+    if name == "plan":
+        return ["plan", found_by(folder, "each"), "--budget", "8"]
+    if name == "adapters":
+        return ["diagnose", "--adapters", str(folder / "a"), str(folder / "b")]
+    if name == "run":
+        return ["diagnose", "--run", str(folder / "finished")]
+    settings = ("model.dtype=float32", "model.max_length=32", "num_bootstrap=20")
+    words = [word for setting in settings for word in ("--set", setting)]
+    suite = str(folder / "suite.yaml")
+    return ["diagnose", suite, "--model", str(model), *words, *DIAGNOSES[name]]
 
 
-@pytest.mark.parametrize("name", ["each", "pool"])
-def test_two_processes_diagnose_as_one(name, two_processes, tiny_bert, tmp_path):
-    options = [option for option in DIAGNOSES[name] if "=" in option]
-    words = diagnosing(two_processes, tiny_bert, *options, "--output", str(tmp_path / "one.json"))
-    succeed(*words)
-    found = json.loads((two_processes / "diagnosis" / name).read_text(encoding="utf-8"))
-    wanted = json.loads((tmp_path / "one.json").read_text(encoding="utf-8"))
-    for plain in (found, wanted):
-        del plain["seconds"]
+def found_by(folder: Path, name: str) -> str:
+    """Return the file that a command of that name writes."""
+    return str(folder / "commands" / name / "found")
+
+
+def write_peft(folder: Path, model: Path) -> None:
+    """Write a LoRA of random factors."""
+    config = LoraConfig(r=2, target_modules=["query"], init_lora_weights=False)
+    get_peft_model(BertModel.from_pretrained(model), config).save_pretrained(str(folder))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_two_processes_find_what_one_finds(name, two_processes, tiny_bert, tmp_path):
+    succeed(*command_of(name, two_processes, tiny_bert), "-o", tmp_path / "one")
+    found = yaml.safe_load(Path(found_by(two_processes, name)).read_text(encoding="utf-8"))
+    wanted = yaml.safe_load((tmp_path / "one").read_text(encoding="utf-8"))
+    assert found.pop("seconds", {}).keys() == wanted.pop("seconds", {}).keys()
     assert found == wanted  # every number to its last bit
 
 
-def test_only_the_first_process_tells_a_diagnosis(two_processes):
-    seen = json.loads((two_processes / "diagnosis.seen.json").read_text(encoding="utf-8"))
-    assert seen == []
-    assert (two_processes / "diagnosis.1.txt").read_text(encoding="utf-8") == "0 "
+@pytest.mark.parametrize("name", COMMANDS)
+def test_only_the_first_process_tells(name, two_processes):
+    folder = two_processes / "commands"
+    assert json.loads((folder / f"{name}.seen.json").read_text(encoding="utf-8")) == []
+    assert (folder / f"{name}.1.txt").read_text(encoding="utf-8") == "0 "
+    told = (folder / f"{name}.0.txt").read_text(encoding="utf-8")
+    assert told.startswith("0 ")
+    assert f"written to {found_by(two_processes, name)}" in told
+
+
+def test_what_one_process_refuses_is_refused_by_all(two_processes):
+    for rank in (0, 1):
+        told = (two_processes / f"refused.{rank}.txt").read_text(encoding="utf-8")
+        assert told == "second is refused"
 
 
 @pytest.mark.parametrize("name", JOBS)

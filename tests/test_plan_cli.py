@@ -171,6 +171,14 @@ def test_plan_refuses(words, message, folder, monkeypatch):
     assert content_of(folder) == before
 
 
+def test_search_is_refused_to_several_processes(folder, train_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ("plan", folder / "families.json", "--budget", 2, *SEARCH, "--train", train_file)
+    told = refuse(*words, "-o", tmp_path / "plan.yaml")
+    assert "a search runs in one process, not in 2; start it by itself" in told
+    assert not (tmp_path / "plan.search").exists()
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

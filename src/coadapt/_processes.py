@@ -9,10 +9,19 @@ from coadapt._errors import InputError
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
+# What torchrun and accelerate set, then what MPI's launchers do: those that accelerate reads.
+_NUMBER = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_INDEX = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+def num_processes() -> int:
+    """Return how many processes were launched together, as their launcher tells them."""
+    return _told(_NUMBER, 1)
+
 
 def is_main_process() -> bool:
     """Whether this process writes and prints: the first of a launch, or the only one."""
-    return _index_and_number()[0] == 0
+    return num_processes() == 1 or _told(_INDEX, 0) == 0
 
 
 def share_out(items: Sequence[Item], work: Callable[[Item], Made]) -> list[Made]:
@@ -44,9 +53,15 @@ def share_out(items: Sequence[Item], work: Callable[[Item], Made]) -> list[Made]
 
 
 def _index_and_number() -> tuple[int, int]:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # as launchers tell the processes they start
+    if num_processes() == 1:
         return 0, 1
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
+    # Processes launched on a machine without an accelerator find each other only if told.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     return state.process_index, state.num_processes
+
+
+def _told(names: Sequence[str], otherwise: int) -> int:
+    return next((int(os.environ[name]) for name in names if name in os.environ), otherwise)

@@ -211,6 +211,34 @@ def _collect(
         batch_size=config.batch_size,
         tick=progress.advance,
     )
+    seen = _look(config, collector, suite, loader, progress)
+    if config.pool:
+        _on_a_pool(config, collector, seen, progress)
+        return seen
+    progress.start("forward and back", sum(len(found.labels) for found in seen))
+
+    def back(found: _Seen) -> ProbeGradients:
+        return collector.gradients(
+            found.encoded,
+            crossfit_gradients(found.task, found.features.pooled, found.labels, found.folds),
+            found.chunks,
+            num_probes=config.num_probes,
+            seed=config.seed,
+        )
+
+    for found, gradients in zip(seen, share_out(seen, back), strict=True):
+        found.gradients = gradients
+    return seen
+
+
+def _look(
+    config: DiagnosisConfig,
+    collector: Collector,
+    suite: TaskSuite,
+    loader: Loader,
+    progress: RowProgress,
+) -> list[_Seen]:
+    """Draw every task's rows and run them forward."""
     drawn = [_draw(config, suite, loader, task) for task in suite.tasks]
     total = sum(len(labels) for _, labels, _ in drawn)
     progress.start("forward", total)
@@ -223,7 +251,7 @@ def _collect(
         return features, entropy
 
     forwarded = share_out([encoded for encoded, _, _ in drawn], forward)
-    seen = [
+    return [
         _Seen(
             task=task,
             encoded=encoded,
@@ -243,23 +271,6 @@ def _collect(
             suite.tasks, drawn, forwarded, strict=True
         )
     ]
-    if config.pool:
-        _on_a_pool(config, collector, seen, progress)
-        return seen
-    progress.start("forward and back", total)
-
-    def back(found: _Seen) -> ProbeGradients:
-        return collector.gradients(
-            found.encoded,
-            crossfit_gradients(found.task, found.features.pooled, found.labels, found.folds),
-            found.chunks,
-            num_probes=config.num_probes,
-            seed=config.seed,
-        )
-
-    for found, gradients in zip(seen, share_out(seen, back), strict=True):
-        found.gradients = gradients
-    return seen
 
 
 def _draw(

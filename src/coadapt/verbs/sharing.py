@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from coadapt._errors import InputError
 from coadapt._folders import ANALYSIS, require_file, require_run
-from coadapt._processes import is_main_process
+from coadapt._processes import is_main_process, num_processes
 from coadapt.verbs.common import DataRoot, JsonFlag, err, mendable, out, read_early
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ def plan(
             _only(train=train, set=overrides, allowed=False, need="--sharing search")
             arguments |= {"sharing": sharing, "num_clusters": clusters}
             made = propose(found, budget=budget, **arguments)
+        if not is_main_process():
+            return
         if output is not None:
             write_plan(made, output)
     if as_json:
@@ -185,7 +188,9 @@ def _diagnose_run(
     from coadapt.diagnosis import RunDiagnosisConfig, diagnose_run
 
     config = parse(RunDiagnosisConfig, apply_overrides({}, overrides), "diagnose --run")
-    with err.status("judging the run on the rows of all tasks"):  # on a terminal only
+    # On a terminal only, and once.
+    status = err.status("judging the run on the rows of all tasks")
+    with status if is_main_process() else nullcontext():
         return diagnose_run(run, teachers=teachers, reference=reference, **to_plain(config))
 
 
@@ -222,6 +227,8 @@ def _search(
 
     if train is None or output is None:
         raise InputError("a search trains: give --train train.yaml, and --output for the plan")
+    if (number := num_processes()) > 1:  # its runs are scored, and that writes
+        raise InputError(f"a search runs in one process, not in {number}; start it by itself")
     own = [text for text in overrides or () if text.startswith("search.")]
     rest = [text for text in overrides or () if not text.startswith("search.")]
     settings = apply_overrides({}, [text.removeprefix("search.") for text in own])
