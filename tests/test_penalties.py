@@ -17,7 +17,8 @@ from coadapt.recipe import Recipe
 from coadapt.recipes import RECIPES
 from coadapt.regularizers import AlignKL, AlignMMD, LoadBalance, LocalizedBalance
 from coadapt.structures import Experts, Frozen, Heads, RoutedHeads, Single
-from coadapt.tasks.language import IGNORED, LanguageCollator, answer_tokens
+from coadapt.tasks.language import IGNORED, LanguageCollator
+from coadapt.tasks.render import answer_tokens
 from tests.language.toys import training_items
 from tests.small import MIXED, TASKS, make_batch, randomize
 from tests.tiny_language import TASKS as LANGUAGE_TASKS

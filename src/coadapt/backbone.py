@@ -166,6 +166,13 @@ def _kind(config: ModelConfig, hf_config: Any) -> ModelKind:
     return "encoder"
 
 
+def language_kind(hf_config: Any) -> ModelKind:
+    """Return which kind of language model one of this configuration is."""
+    if hf_config.is_encoder_decoder:
+        return "encoder-decoder"
+    return "image-text" if sees_pictures(hf_config) else "decoder"
+
+
 def sees_pictures(hf_config: Any) -> bool:
     """Whether a model of this configuration has a part that reads pictures."""
     return getattr(hf_config, "vision_config", None) is not None

@@ -16,8 +16,8 @@ from coadapt.backbone import (
     compute_dtype,
     fingerprint,
     is_quantized,
+    language_kind,
     load_backbone,
-    sees_pictures,
 )
 from coadapt.heads import TaskHeads
 from coadapt.inits import Start
@@ -129,11 +129,7 @@ class MultiTaskModel(nn.Module):
     @property
     def kind(self) -> ModelKind:
         """Which kind of model the backbone is."""
-        if self.pooling is not None:
-            return "encoder"
-        if self.backbone.config.is_encoder_decoder:
-            return "encoder-decoder"
-        return "image-text" if sees_pictures(self.backbone.config) else "decoder"
+        return "encoder" if self.pooling is not None else language_kind(self.backbone.config)
 
     @property
     def is_language_model(self) -> bool:

@@ -20,7 +20,7 @@ from coadapt.regularizers import (
     Routing,
 )
 from coadapt.structures import Attached
-from coadapt.tasks.language import answer_tokens
+from coadapt.tasks.render import answer_tokens
 
 
 @dataclass(frozen=True)

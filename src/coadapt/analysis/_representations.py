@@ -20,7 +20,7 @@ from coadapt.regularizers import Captured, Need
 from coadapt.runs import ADAPTER, Run, load_run
 from coadapt.saving import read_adapter, saved_form
 from coadapt.tasks import SPLITS
-from coadapt.tasks.language import answer_tokens
+from coadapt.tasks.render import answer_tokens
 
 Items = Sequence[Mapping[str, Any]]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from coadapt._errors import InputError
 from coadapt.tasks.answers import Message
 from coadapt.tasks.pictures import Pixels, pixel_inputs
-from coadapt.tasks.render import stack
+from coadapt.tasks.render import IGNORED, stack
 from coadapt.tasks.rows import Rows
 from coadapt.tasks.task import Task
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100  # of labels: a position without one, as in transformers
 Ids = list[int]
 
 
@@ -286,20 +285,6 @@ def _cut(ids: Ids, room: int) -> Ids:
         return ids
     head = room // 2
     return ids[:head] + ids[len(ids) - (room - head) :]
-
-
-def answer_tokens(labels: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Return (B, S) which tokens of a decoder's batch are an answer's: those that were predicted.
-
-    A position's label is the token after it.
-
-    Args:
-        labels: (B, S) of a batch whose prompts have none.
-        positions: (B, S) in their rows, where rows are packed.
-    """
-    learned = torch.zeros_like(labels, dtype=torch.bool)
-    learned[:, 1:] = labels[:, :-1] != IGNORED
-    return learned if positions is None else learned & (positions > 0)
 
 
 class LanguageCollator:

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 # What of a tokenizer's output is kept; the attention mask comes with the padding.
 _KEPT = ("input_ids", "token_type_ids")
 
+IGNORED = -100  # of labels: a position without one, as in transformers
+
 
 def encode(
     tokenizer: "PreTrainedTokenizerBase", rows: Rows, max_length: int
@@ -168,3 +170,17 @@ def stack(values: Sequence[Sequence[int]], padding: int, *, left: bool = False) 
         start = len(row) - len(tokens) if left else 0
         row[start : start + len(tokens)] = torch.tensor(tokens, dtype=torch.long)
     return stacked
+
+
+def answer_tokens(labels: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Return (B, S) which tokens of a decoder's batch are an answer's: those that were predicted.
+
+    A position's label is the token after it.
+
+    Args:
+        labels: (B, S) of a batch whose prompts have none.
+        positions: (B, S) in their rows, where rows are packed.
+    """
+    learned = torch.zeros_like(labels, dtype=torch.bool)
+    learned[:, 1:] = labels[:, :-1] != IGNORED
+    return learned if positions is None else learned & (positions > 0)
