@@ -37,6 +37,13 @@ FILES = {
             )
         },
     },
+    "easy_vqa": {
+        "train/questions.json": b'[["what shape is it?", "circle", 1], ["is it red?", "no", 0]]',
+        "test/questions.json": b'[["what color is it?", "teal", 0], ["is it red?", "yes", 0]]',
+        "train/images/0.png": b"first",
+        "train/images/1.png": b"second",
+        "test/images/0.png": b"third",
+    },
 }
 
 CONVERTED = {
@@ -338,6 +345,19 @@ def test_the_default_cache(monkeypatch):
 )
 def test_read_dataset(pip, name, rows):
     assert assets.read_dataset(name) == [{"text": text, "label": label} for text, label in rows]
+
+
+def test_questions_about_pictures(pip):
+    shown = {
+        name: [(row["text"], row["label"], Path(row["image"]).read_bytes()) for row in rows]
+        for name in ("vqa_yes_no", "vqa_shape", "vqa_color")
+        for rows in [assets.read_dataset(name)]
+    }
+    assert shown == {
+        "vqa_yes_no": [("is it red?", "no", b"first"), ("is it red?", "yes", b"third")],
+        "vqa_shape": [("what shape is it?", "circle", b"second")],
+        "vqa_color": [("what color is it?", "teal", b"third")],
+    }
 
 
 def test_unknown_names():
