@@ -25,7 +25,8 @@ SHELLS = ("```", "```bash", "```sh", "```console")
 # studies do, in processes of its own, where assets are what they are; what needs the recipe that a
 # page adds (test_walk_through.py), or more rows than the example has.
 PLACEHOLDERS = (r"\b(RUN|DIR|OUTPUT|OWNER)\b", r"\.\.\.", r"\[--", "hub:", "Qwen", "adapters/sst2")
-LONG = ("coadapt study", "benchmarks/", "runs/study", "runs/glue", "runs/pictures", "studies/", "--data-root")
+LONG = ("coadapt study", "benchmarks/", "runs/study", "studies/", "--data-root")
+LONG += ("runs/glue", "runs/pictures")
 READ_ONLY = re.compile("|".join((*PLACEHOLDERS, *LONG, "milora", "--run runs/mine")))
 
 

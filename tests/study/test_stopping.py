@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
-from coadapt import _files
 from tests.study.inline import (
     Inline,
     grid_of,
@@ -215,8 +215,8 @@ def full_for_tensors(patch):
             Path(path).write_bytes(Path(path).read_bytes()[:50])
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    original = _files.save_file
-    patch.setattr(_files, "save_file", save_file)
+    original = safetensors.torch.save_file
+    patch.setattr(safetensors.torch, "save_file", save_file)
 
 
 FULL = {
