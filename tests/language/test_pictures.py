@@ -346,3 +346,18 @@ def test_commands(run, suite, tmp_path):
         *("predict", run.path, "--task", "pick", "--input"),
         write_jsonl(tmp_path / "gone.jsonl", [{**row, "image": "gone.png"}]),
     )
+
+
+def test_a_frozen_model_s_adapter_learns_to_see(llava, tmp_path):
+    """Colours of pictures, from random features: above the most frequent one, with an interval."""
+    tasks = picture_suite(tmp_path, rows=150)["tasks"]
+    run = coadapt.train(
+        config_of(llava, target_modules="all-linear"),
+        {"tasks": {"name": tasks["name"]}},
+        output=tmp_path / "run",
+        budget=16,
+        training={**TRAINING, "max_steps": 60, "per_device_train_batch_size": 16},
+    )
+    score = run.evaluate()["name"].metrics["accuracy"]
+    labels = run.suite.rows("name", "test").labels
+    assert score.low > np.bincount(labels).max() / len(labels)
