@@ -58,7 +58,8 @@ def _processor(name: str, trust_remote_code: bool) -> Any:
         found = AutoProcessor.from_pretrained(
             resolve_model(name), trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, ImportError) as error:
+    # An AttributeError where a part that reads videos lacks what it is made of (torchvision).
+    except (OSError, ValueError, ImportError, AttributeError) as error:
         message = f"no processor of pictures could be loaded for model '{name}': {error}"
         raise InputError(message) from error
     if getattr(found, "image_processor", None) is None or not hasattr(found, "image_token"):
