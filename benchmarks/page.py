@@ -95,7 +95,7 @@ def scaling() -> str:
     layers = data["layers"]["rows"]
     body += "\nOne LoRA of rank 64, of the floor of as many layers:\n\n"
     body += table(("layers", "step"), [(n, ratio(rows["LoRA"])) for n, rows in layers.items()])
-    command = "python benchmarks/scaling.py"
+    command = f"python benchmarks/scaling.py --rounds {sizes['rounds']}"
     return section("As tasks, ranks and layers grow", command, "scaling.json", told, body)
 
 
