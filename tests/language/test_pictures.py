@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from coadapt.backbone import ModelConfig, load_backbone, model_kind
 from coadapt.exporting import verify_peft
 from coadapt.language import generate_texts, score_options
 from coadapt.loading import Loader, encode_rows
+from coadapt.processors import load_processor
 from coadapt.recipes import RECIPES
 from coadapt.runs import Run, load_run
 from coadapt.tasks import load_suite
@@ -361,3 +363,11 @@ def test_a_frozen_model_s_adapter_learns_to_see(llava, tmp_path):
     score = run.evaluate()["name"].metrics["accuracy"]
     labels = run.suite.rows("name", "test").labels
     assert score.low > np.bincount(labels).max() / len(labels)
+
+
+def test_without_pillow_the_extra_is_named(suite, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(InputError, match=re.escape('pip install "coadapt[vision]"')):
+        load_suite(suite).rows("pick", "train")
+    with pytest.raises(InputError, match=re.escape('pip install "coadapt[vision]"')):
+        load_processor(ModelConfig(name="never-looked-for"))
