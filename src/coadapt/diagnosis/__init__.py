@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from coadapt.diagnosis.of_adapters import diagnose_adapters
     from coadapt.diagnosis.trained import RunDiagnosisConfig, diagnose_run
 
-# To read a diagnosis, and to plan by it, takes no torch.
+# To read a diagnosis, and to plan by it, takes no model library.
 _HOME = {
     "Diagnosis": "measures",
     "DiagnosisConfig": "diagnosing",

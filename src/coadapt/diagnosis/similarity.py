@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from coadapt._errors import InputError
 
-if TYPE_CHECKING:  # a plan reads what was measured; it needs no torch
+if TYPE_CHECKING:  # a plan reads what was measured; it needs no model
     from coadapt.diagnosis.collect import ProbeGradients
 
 Array = NDArray[np.float64]

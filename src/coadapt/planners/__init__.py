@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         search,
     )
 
-# A search trains, the other planners need no torch.
+# A search trains, the other planners need no model library.
 _HOME = {
     "Advice": "auto",
     "Proposal": "proposing",
