@@ -5,9 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coadapt._errors import InputError
+from coadapt.adapters.adapted import AbstractAdapted, Dropout
 from coadapt.adapters.gate import AbstractGate, ConstantGate, Route
-from coadapt.adapters.layer import AbstractAdapted, Dropout, add_update
 from coadapt.adapters.linear import linear_weight
+from coadapt.adapters.products import add_update
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROWS = 1024  # of the weight that are converted at once

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from coadapt._errors import InputError, nearest
-from coadapt.adapters.layer import AbstractAdapted, Gated
+from coadapt.adapters.adapted import AbstractAdapted, Gated
 from coadapt.adapters.linear import linear_shape
 
 Layer = TypeVar("Layer", bound=AbstractAdapted[Gated])

@@ -1,54 +1,20 @@
 """One layer behind every LoRA-family structure: a LoRA whose rank axis is cut into gated blocks."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from coadapt.adapters.gate import AbstractGate, Route
-from coadapt.adapters.linear import linear_shape
+from coadapt.adapters.adapted import AbstractAdapted
+from coadapt.adapters.gate import AbstractGate
+from coadapt.adapters.products import add_update, is_plain, read
+from coadapt.adapters.together import Together
 
 
-@dataclass(frozen=True, kw_only=True)
-class Dropout:
-    """Which entries are dropped while training.
-
-    Args:
-        p: probability in [0, 1).
-        at: ``"z"`` drops entries of A x, ``"x"`` those of the layer's input (as PEFT does; slower).
-        samples: masks whose mean is taken (multi-sample dropout, arXiv 1905.09788); of z.
-        each_head: whether heads over one A have masks of their own.
-    """
-
-    p: float = 0.0
-    at: Literal["z", "x"] = "z"
-    samples: int = 1
-    each_head: bool = True
-
-    def drop(self, z: Tensor) -> Tensor:
-        """Return z with entries dropped, as while training."""
-        if self.p == 0.0:
-            return z
-        if self.samples == 1:
-            return F.dropout(z, self.p)
-        masks = F.dropout(z.new_ones(self.samples, *z.shape), self.p)
-        return z * masks.mean(dim=0)
-
-
-def add_update(y: Tensor, h: Tensor, B: Tensor, scale: float) -> Tensor:
-    """Return y + s B h in the dtype of y, for h (..., R) and B (out, R)."""
-    # One fused product and sum: the update never exists as a tensor of its own.
-    flat = torch.addmm(
-        y.reshape(-1, y.shape[-1]),
-        h.reshape(-1, h.shape[-1]).to(y.dtype),
-        B.to(y.dtype).t(),
-        alpha=scale,
-    )
-    return flat.view(y.shape)
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Return tensors one above the other; a single one as it is."""
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 def take_rows(parts: Sequence[Tensor], index: Tensor) -> Tensor:
@@ -56,123 +22,6 @@ def take_rows(parts: Sequence[Tensor], index: Tensor) -> Tensor:
     whole = torch.cat([*parts, parts[0].new_zeros(1, parts[0].shape[1])])
     # In the parameters' own dtype, so that gradients of rows that share one are added up in it.
     return F.embedding(index, whole)
-
-
-class Gated(Protocol):
-    """What is to be known of any layer's gate."""
-
-    @property
-    def router(self) -> nn.Parameter | None:
-        """The (K, in) map that makes logits of the layer's input, if the gate has one."""
-
-    @property
-    def top_k(self) -> int | None:
-        """How many blocks a token uses; None for all."""
-
-
-GateT = TypeVar("GateT", bound=Gated, covariant=True)
-
-
-class AbstractAdapted(ABC, nn.Module, Generic[GateT]):
-    """A frozen linear map with low-rank blocks: what inits, saving and regularizers know of it.
-
-    Attributes:
-        m: (out, 1) the trained magnitudes of the weight's rows, or None where there are none.
-
-    Args:
-        base: the map to adapt; it is frozen and never edited.
-        ranks: (K,) ranks of the blocks, each at least 1.
-        gate: which blocks a row or token uses.
-        route: the rows' tasks, shared by all layers of a model.
-        scale: s = lora_alpha / r, the same for every block whatever its rank.
-        dropout: what is dropped while training.
-        shared_A: whether the blocks, of equal rank, are heads over one A.
-        name: the module's name in its backbone, under which the layer notes what it computes.
-
-    Raises:
-        ValueError: if ``base`` does not behave like a linear map.
-    """
-
-    m: nn.Parameter | None
-
-    def __init__(
-        self,
-        base: nn.Module,
-        ranks: Sequence[int],
-        *,
-        gate: GateT,
-        route: Route,
-        scale: float,
-        dropout: Dropout = Dropout(),
-        shared_A: bool = False,
-        name: str = "",
-    ) -> None:
-        super().__init__()
-        shape = linear_shape(base)
-        if shape is None:
-            raise ValueError(f"{type(base).__name__} does not behave like a linear map")
-        assert not shared_A or len(set(ranks)) == 1, "heads over one A have its rank"
-        self.in_features, self.out_features = shape
-        self.base = base.requires_grad_(False)
-        device = next((p.device for p in base.parameters()), None)
-        downs = ranks[:1] if shared_A else ranks
-        self.A = nn.ParameterList(torch.zeros(r, self.in_features, device=device) for r in downs)
-        self.B = nn.ParameterList(torch.zeros(self.out_features, r, device=device) for r in ranks)
-        self.A0 = nn.ParameterList()
-        self.B0 = nn.ParameterList()
-        self.register_parameter("m", None)
-        self.gate = gate
-        self.route = route
-        self.scale = scale
-        self.dropout = dropout
-        self.shared_A = shared_A
-        self.name = name
-
-    @property
-    def weight(self) -> Tensor:
-        """The base map's own; T5 looks at its dtype before it runs the map."""
-        return self.base.get_parameter("weight")
-
-    def blocks(self) -> list[tuple[Tensor, Tensor]]:
-        """Return (A, B) of every block; heads have the same A."""
-        return [(self.A[0 if self.shared_A else k], B) for k, B in enumerate(self.B)]
-
-    def pair(self, block: int) -> tuple[Tensor, Tensor]:
-        """Return the (A, B) of a block for an init to fill.
-
-        Heads share the A of the first: those after it get one that is thrown away.
-        """
-        spare = self.shared_A and block > 0
-        return torch.empty_like(self.A[0]) if spare else self.A[block], self.B[block]
-
-    @abstractmethod
-    def freeze_offset(self) -> None:
-        """Subtract from now on what the current factors add, so that the layer starts as ``base``.
-
-        Raises:
-            ValueError: if no value of the gate at start is known.
-        """
-
-    @abstractmethod
-    def fold(self, task: int) -> tuple[Tensor, Tensor]:
-        """Return float32 (A, B) with ``B A`` the whole update for rows of ``task``.
-
-        Raises:
-            ValueError: if the gate depends on the token, so that no such factors exist.
-        """
-
-    @abstractmethod
-    def delta(self, task: int) -> Tensor:
-        """Return float32 (out, in), what is added to the weight for rows of ``task``.
-
-        Raises:
-            ValueError: if the gate depends on the token.
-        """
-
-    def extra_repr(self) -> str:
-        """Return shape, ranks and scale."""
-        ranks = ", ".join(str(b.shape[1]) for b in self.B)
-        return f"in={self.in_features}, out={self.out_features}, ranks=({ranks}), s={self.scale}"
 
 
 class PartitionedLinear(AbstractAdapted[AbstractGate]):
@@ -188,25 +37,30 @@ class PartitionedLinear(AbstractAdapted[AbstractGate]):
 
     Each block's factors are parameters of their own, so that an optimizer can skip those of a task
     that a step did not see. They stay in float32 and are cast to the dtype of ``x``.
+
+    Attributes:
+        together: the layers that read the same x, whose products are made at once, if any.
     """
+
+    together: "Together[PartitionedLinear] | None" = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y (B, ..., out) for x (B, ..., in)."""
-        y = self.base(x)
         blocks = self.gate.blocks(self.route)
         if not blocks:  # every gate is at zero
-            return y
+            return self.base(x)
         own = self._own(x)
         if own is not None:
-            return self._by_row(x, y, blocks, own)
-        z, z0, logits = self._down(x, blocks)
+            return self._by_row(x, self.base(x), blocks, own)
+        y, products, into = self._read(x, blocks)
+        z, z0, logits = self._divided(products, blocks)
         h = self._gated(z, z0, logits)
-        return add_update(y, h, self._ups(blocks), self.scale)
+        y = add_update(y, h, self._ups(blocks), self.scale, into=into)
+        return y.view(*x.shape[:-1], self.out_features)
 
     def _own(self, x: Tensor) -> Tensor | None:
         """Return the entries of the rank axis that each row uses, if only these are computed."""
-        apart = self.dropout.at == "x" and self.training and self.dropout.p > 0
-        if apart or self.route.listens("representation", self.name):
+        if self._drops_x or self.route.listens("representation", self.name):
             return None
         return self.gate.own(x, self.route)
 
@@ -225,27 +79,54 @@ class PartitionedLinear(AbstractAdapted[AbstractGate]):
         flat = y.reshape(len(y), -1, self.out_features)
         return torch.baddbmm(flat, z, b.to(y.dtype), alpha=self.scale).view(y.shape)
 
-    def _down(
-        self, x: Tensor, blocks: Sequence[int]
+    def _read(self, x: Tensor, blocks: Sequence[int]) -> tuple[Tensor, Tensor, bool]:
+        """Return W x + b, the products with :meth:`_downs`, and whether the first is ours alone."""
+        if self.together is not None:
+            found = self.together.take(self, x)
+            if found is not None:
+                return *found, True
+        A = join(self._downs(blocks))
+        if self._drops_x:
+            width = self._widths(blocks)[0]
+            products = [F.linear(self.dropout.drop(x), A[:width].to(x.dtype))]
+            products += [F.linear(x, A[width:].to(x.dtype))] if len(A) > width else []
+            return self.base(x), torch.cat(products, dim=-1), False
+        if is_plain(self.base, x):
+            (y,), products = read(x, [self.base], A)
+            return y, products, True
+        return self.base(x), F.linear(x, A.to(x.dtype)), False
+
+    def asks(self, x: Tensor) -> list[Tensor] | None:
+        """Return what x is to be multiplied with beside ``base``; None if only the layer can."""
+        blocks = self.gate.blocks(self.route)
+        if not blocks or self._drops_x or not is_plain(self.base, x) or self._own(x) is not None:
+            return None
+        return self._downs(blocks)
+
+    @property
+    def _drops_x(self) -> bool:
+        return self.dropout.at == "x" and self.training and self.dropout.p > 0
+
+    def _downs(self, blocks: Sequence[int]) -> list[Tensor]:
+        """Return A of the blocks, A0 of the frozen start and the router, where there are such."""
+        parts = list(self.A) if self.shared_A else [self.A[block] for block in blocks]
+        parts += [self.A0[block] for block in self._fixed(blocks)]
+        return parts if self.gate.router is None else [*parts, self.gate.router]
+
+    def _widths(self, blocks: Sequence[int]) -> list[int]:
+        """Return how many rows of :meth:`_downs` are of A, of A0 and of the router."""
+        rank = len(self.A[0]) if self.shared_A else sum(self.B[k].shape[1] for k in blocks)
+        widths = [rank, rank] if self._fixed(blocks) else [rank]
+        return widths if self.gate.router is None else [*widths, len(self.gate.router)]
+
+    def _divided(
+        self, products: Tensor, blocks: Sequence[int]
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return A x, A0 x of the frozen start and the router's logits, in one product."""
-        fixed = self._fixed(blocks)
-        downs = list(self.A) if self.shared_A else [self.A[block] for block in blocks]
-        parts = [torch.cat(downs) if len(downs) > 1 else downs[0]]
-        parts += [torch.cat([self.A0[block] for block in fixed])] if fixed else []
-        parts += [self.gate.router] if self.gate.router is not None else []
-        products: Sequence[Tensor]
-        if self.dropout.at == "x" and self.training and self.dropout.p > 0:
-            dropped = F.linear(self.dropout.drop(x), parts[0].to(x.dtype))
-            products = [dropped, *(F.linear(x, part.to(x.dtype)) for part in parts[1:])]
-        elif len(parts) == 1:
-            products = [F.linear(x, parts[0].to(x.dtype))]
-        else:
-            joined = F.linear(x, torch.cat(parts).to(x.dtype))
-            products = joined.split([len(part) for part in parts], dim=-1)
-        z, *rest = products
+        """Return A x, A0 x of the frozen start and the router's logits."""
+        z, *rest = products.split(self._widths(blocks), dim=-1)
         self.route.note("representation", self.name, z)
-        return z, rest.pop(0) if fixed else None, rest.pop() if rest else None
+        start = rest.pop(0) if self._fixed(blocks) else None
+        return z, start, rest.pop() if rest else None
 
     def _gated(self, z: Tensor, z0: Tensor | None, logits: Tensor | None) -> Tensor:
         """Return what B is multiplied with: gated and dropped entries, then those of the start."""
@@ -266,7 +147,7 @@ class PartitionedLinear(AbstractAdapted[AbstractGate]):
     def _ups(self, blocks: Sequence[int]) -> Tensor:
         """Return (out, R) the blocks' B side by side, then those of the frozen start negated."""
         ups = [self.B[block] for block in blocks] + [-self.B0[k] for k in self._fixed(blocks)]
-        return torch.cat(ups, dim=1) if len(ups) > 1 else ups[0]
+        return join([up.t() for up in ups]).t()  # in memory as the product wants it
 
     def _fixed(self, blocks: Sequence[int]) -> Sequence[int]:
         """Return which blocks of the frozen start take part; heads have a single one together."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coadapt._errors import InputError
+from coadapt.adapters.adapted import AbstractAdapted
 from coadapt.adapters.gate import Route, spread
-from coadapt.adapters.layer import AbstractAdapted, add_update
+from coadapt.adapters.products import add_update
 
 
 class Choice(NamedTuple):

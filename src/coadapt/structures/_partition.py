@@ -7,7 +7,14 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from coadapt._errors import InputError
-from coadapt.adapters import AbstractGate, Dropout, PartitionedLinear, inject
+from coadapt.adapters import (
+    AbstractGate,
+    Dropout,
+    PartitionedLinear,
+    Together,
+    inject,
+    readers_of_one_input,
+)
 from coadapt.planning import Block, Plan
 from coadapt.structures.base import AbstractStructure, Attached, ShipsAs, Site
 
@@ -64,7 +71,13 @@ class AbstractPartitioned(AbstractStructure):
                 name=name,
             )
 
+        shared = readers_of_one_input(site.backbone, site.names)
         layers = inject(site.backbone, site.names, make)
+        for names in shared:
+            readers = [layers[name] for name in names]
+            together = Together(readers)
+            for reader in readers:
+                reader.together = together
         for name, layer in layers.items():
             site.fill(layer, name, tuple(blocks))
         owners = tuple(_owners(site.tasks, blocks.values()))
