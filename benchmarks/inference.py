@@ -20,7 +20,7 @@ from language import processor_seconds
 from torch import Tensor
 
 from coadapt.adapters import eject
-from coadapt.adapters.layer import linear_weight
+from coadapt.adapters.linear import linear_weight
 from coadapt.backbone import ModelConfig
 from coadapt.inits import Default, RLora
 from coadapt.loading import Loader

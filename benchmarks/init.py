@@ -31,7 +31,7 @@ from peft.tuners.lora.config import CordaConfig
 from transformers import PreTrainedModel
 
 from coadapt import load_suite
-from coadapt.adapters.layer import linear_weight
+from coadapt.adapters.linear import linear_weight
 from coadapt.backbone import ModelConfig
 from coadapt.inits import Hasi, Start
 from coadapt.loading import Loader

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from _harness import interleaved, machine, summary, write
@@ -62,16 +63,14 @@ def floor(options: argparse.Namespace) -> Callable[[], object]:
     return step
 
 
-def coadapt_step(
-    options: argparse.Namespace, num_tasks: int, *, bank: bool
-) -> Callable[[], object]:
+def coadapt_model(options: argparse.Namespace, num_tasks: int, *, bank: bool) -> MultiTaskModel:
     """One LoRA, or a bank of ``num_tasks`` private blocks, at one total rank."""
     names = [f"t{index}" for index in range(num_tasks)]
     data = FileSource(path="unused.jsonl")
     tasks = [Task(name=n, kind="classification", data=data, labels=("a", "b")) for n in names]
     plan = Plan.private(names, options.rank) if bank else Plan.shared(names, options.rank)
     structure = Bank(scale=SCALE) if bank else Single(scale=SCALE)
-    model = MultiTaskModel(
+    return MultiTaskModel(
         backbone(options),  # pyright: ignore[reportArgumentType]
         "mean",
         tasks,
@@ -79,15 +78,29 @@ def coadapt_step(
         plan=plan,
         config=ModelConfig(name=options.model, target_modules=options.targets, dtype=options.dtype),
     ).train()
+
+
+def optimizer_step(
+    options: argparse.Namespace, model: nn.Module, run: Callable[..., Any], num_tasks: int
+) -> Callable[[], object]:
+    """Return a step of ``model``, whose forward is ``run``: itself, or compiled."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
     rows = batch(options, num_tasks)
 
     def step() -> None:
-        model(**rows)["loss"].backward()
+        run(**rows)["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return step
+
+
+def coadapt_step(
+    options: argparse.Namespace, num_tasks: int, *, bank: bool
+) -> Callable[[], object]:
+    """A step of one LoRA, or of a bank of private blocks."""
+    model = coadapt_model(options, num_tasks, bank=bank)
+    return optimizer_step(options, model, model, num_tasks)
 
 
 def peft_model(options: argparse.Namespace, rank: int, adapters: int, dropout: float) -> nn.Module:

@@ -3,11 +3,12 @@
 from coadapt.adapters.adapted import AbstractAdapted, Dropout, Gated
 from coadapt.adapters.block_shares import BlockShares
 from coadapt.adapters.dora import DoraLinear
-from coadapt.adapters.gate import AbstractGate, ConstantGate, DependsOn, Route, RouterGate, TaskGate
+from coadapt.adapters.gate import AbstractGate, ConstantGate, DependsOn, RouterGate, TaskGate
 from coadapt.adapters.inject import eject, feed_forward_groups, inject, target_names
 from coadapt.adapters.layer import PartitionedLinear
 from coadapt.adapters.linear import LinearLike, linear_shape
 from coadapt.adapters.prompts import TaskPrompts
+from coadapt.adapters.route import Route
 from coadapt.adapters.slots import AbstractSlotted, SlotFollower, SlotLinear, SlotRouter, SlotSum
 from coadapt.adapters.together import Together, readers_of_one_input
 

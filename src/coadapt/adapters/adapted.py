@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from coadapt.adapters.gate import Route
 from coadapt.adapters.linear import linear_shape
+from coadapt.adapters.route import Route
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from coadapt.adapters.gate import AbstractGate, DependsOn, Route, spread
+from coadapt.adapters.gate import AbstractGate, DependsOn, spread
+from coadapt.adapters.route import Route
 
 
 class BlockShares(AbstractGate, nn.Module):

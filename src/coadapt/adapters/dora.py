@@ -6,9 +6,10 @@ from torch.nn import functional as F
 
 from coadapt._errors import InputError
 from coadapt.adapters.adapted import AbstractAdapted, Dropout
-from coadapt.adapters.gate import AbstractGate, ConstantGate, Route
+from coadapt.adapters.gate import AbstractGate, ConstantGate
 from coadapt.adapters.linear import linear_weight
 from coadapt.adapters.products import add_update
+from coadapt.adapters.route import Route
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROWS = 1024  # of the weight that are converted at once

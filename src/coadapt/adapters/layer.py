@@ -77,11 +77,13 @@ class PartitionedLinear(AbstractAdapted[AbstractGate]):
             mine, start = z.split([own.shape[1], z.shape[2] - own.shape[1]], dim=2)
             z = torch.cat([self.dropout.drop(mine), start], dim=2)
         flat = y.reshape(len(y), -1, self.out_features)
-        return torch.baddbmm(flat, z, b.to(y.dtype), alpha=self.scale).view(y.shape)
+        # Without a graph y is the base map's output and nobody else's.
+        into = None if torch.is_grad_enabled() or not is_plain(self.base, x) else flat
+        return torch.baddbmm(flat, z, b.to(y.dtype), alpha=self.scale, out=into).view(y.shape)
 
     def _read(self, x: Tensor, blocks: Sequence[int]) -> tuple[Tensor, Tensor, bool]:
         """Return W x + b, the products with :meth:`_downs`, and whether the first is ours alone."""
-        if self.together is not None:
+        if self.together is not None and not torch.compiler.is_compiling():
             found = self.together.take(self, x)
             if found is not None:
                 return *found, True

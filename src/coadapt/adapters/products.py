@@ -40,7 +40,7 @@ def _changes(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def read(x: Tensor, bases: Sequence[nn.Linear], A: Tensor) -> tuple[list[Tensor], Tensor]:
+def read(x: Tensor, bases: Sequence[nn.Module], A: Tensor) -> tuple[list[Tensor], Tensor]:
     """Return what several maps, and A, make of x; gradients go to x and A.
 
     Args:
@@ -53,8 +53,8 @@ def read(x: Tensor, bases: Sequence[nn.Linear], A: Tensor) -> tuple[list[Tensor]
         A x, (..., R).
     """
     flat = x.reshape(-1, x.shape[-1])
-    weights = [base.weight for base in bases]
-    *ys, z_t = _Read.apply(flat, A, weights, [base.bias for base in bases])
+    weights = [base.get_parameter("weight") for base in bases]
+    *ys, z_t = _Read.apply(flat, A, weights, [getattr(base, "bias", None) for base in bases])
     return ys, z_t.t().view(*x.shape[:-1], len(A))
 
 
@@ -101,7 +101,9 @@ class _Read(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         x, down, *weights = ctx.saved_tensors
         *dys, dz_t = grads
         dx = dA = None
@@ -130,7 +132,9 @@ class _Add(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dy: Tensor
+    ) -> tuple[Tensor | None, ...]:
         h, narrow = ctx.saved_tensors
         dh = d_up = None
         if ctx.needs_input_grad[1]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from coadapt.adapters.attention import keys_and_values
-from coadapt.adapters.gate import Route
+from coadapt.adapters.route import Route
 
 PromptForm = Literal["additive", "hadamard"]
 PromptGate = Literal["layer", "head", "none"]

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from coadapt._errors import InputError
 from coadapt.adapters.adapted import AbstractAdapted
-from coadapt.adapters.gate import Route, spread
+from coadapt.adapters.gate import spread
 from coadapt.adapters.products import add_update
+from coadapt.adapters.route import Route
 
 
 class Choice(NamedTuple):

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 class Reader(Protocol):
-    """A layer whose products can be made with those of others."""
+    """A layer whose products can be made with those of others.
 
-    @property
-    def base(self) -> nn.Module:
-        """The frozen map."""
+    Attributes:
+        base: the frozen map.
+    """
+
+    base: nn.Module
 
     def asks(self, x: Tensor) -> list[Tensor] | None:
         """Return what x is to be multiplied with beside ``base``; None if only the layer can."""

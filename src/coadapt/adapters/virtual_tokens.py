@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from coadapt._errors import InputError
 from coadapt.adapters.cache_sizes import cache_shape, room_of, window_of
-from coadapt.adapters.gate import Route
+from coadapt.adapters.route import Route
 
 Given = dict[str, Any]
 
