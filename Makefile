@@ -33,8 +33,8 @@ format: $(STAMP) ## mend what ruff can mend
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
-bench: $(STAMP) ## time one training step against the frozen model and PEFT
-	$(BIN)/python benchmarks/step.py $(BENCH_ARGS)
+bench: $(STAMP) ## time what coadapt does beside PEFT, write results and docs/benchmarks.md (BENCH_ARGS="--only step")
+	$(BIN)/python benchmarks/all.py $(BENCH_ARGS)
 
 clean: ## remove .venv, caches and builds, never runs/
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

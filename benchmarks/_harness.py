@@ -37,6 +37,21 @@ def interleaved(
     return seconds
 
 
+def processor_seconds(
+    cases: dict[str, Callable[[], object]], rounds: int
+) -> dict[str, list[float]]:
+    """Return processor seconds a call, after one that does not count."""
+    for case in cases.values():
+        case()
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            start = time.process_time()
+            case()
+            seconds[name].append(time.process_time() - start)
+    return seconds
+
+
 def summary(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[str, float]]:
     """Return each case's median and the median over rounds of its ratio to ``reference``."""
     rows = {}

@@ -87,13 +87,31 @@ def with_coadapt(
 
 
 class Plain:
-    """A PEFT model with a head a task, as a user would write it."""
+    """A PEFT model with a head a task, as a user would write it.
 
-    def __init__(self, suite: TaskSuite, tasks: Sequence[str], rank: int, seed: int) -> None:
+    Args:
+        suite: whose rows.
+        tasks: that the adapter is for.
+        rank: of the LoRA.
+        seed: of its start and the heads'.
+        as_ours: with the attention and the autocast that ours has, where only scores count.
+    """
+
+    def __init__(
+        self,
+        suite: TaskSuite,
+        tasks: Sequence[str],
+        rank: int,
+        seed: int,
+        *,
+        as_ours: bool = True,
+    ) -> None:
         torch.manual_seed(seed)
         folder = resolve_model(MODEL)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        base = AutoModel.from_pretrained(folder, attn_implementation="eager")
+        kwargs = {"attn_implementation": "eager"} if as_ours else {}
+        base = AutoModel.from_pretrained(folder, **kwargs)
+        self.autocast = as_ours and has_fast_bfloat16()
         config = LoraConfig(r=rank, lora_alpha=int(SCALE * rank), target_modules=["query", "value"])
         self.model = get_peft_model(base, config)
         width = self.model.config.hidden_size
@@ -105,7 +123,7 @@ class Plain:
         rows = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=256, return_tensors="pt"
         )
-        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             hidden = self.model(**rows).last_hidden_state
         mask = rows["attention_mask"].unsqueeze(-1).float()
         return (hidden.float() * mask).sum(1) / mask.sum(1)

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _harness import machine, summary, threads, write
-from language import processor_seconds
+from _harness import machine, processor_seconds, summary, threads, write
 from step import coadapt_model, optimizer_step
 
 CASES = {"one LoRA": (1, 8), "16 private LoRAs": (16, 64)}

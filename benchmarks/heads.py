@@ -17,8 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _harness import machine, summary, threads, write
-from language import processor_seconds
+from _harness import machine, processor_seconds, summary, threads, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 

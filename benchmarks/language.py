@@ -13,13 +13,12 @@ import argparse
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _harness import machine, summary, threads, write
+from _harness import machine, processor_seconds, summary, threads, write
 from torch.nn import functional as F
 
 from coadapt.backbone import ModelConfig
@@ -33,21 +32,6 @@ from coadapt.tasks.language import IGNORED, LanguageCollator
 
 TASK = Task(name="question", kind="choice", data=FileSource(path="unused.jsonl"), options="options")
 CASES = ("labels only", "full logits")
-
-
-def processor_seconds(
-    cases: dict[str, Callable[[], object]], rounds: int
-) -> dict[str, list[float]]:
-    """Return processor seconds a call, after one that does not count."""
-    for case in cases.values():
-        case()
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, case in cases.items():
-            start = time.process_time()
-            case()
-            seconds[name].append(time.process_time() - start)
-    return seconds
 
 
 def model_of(options: argparse.Namespace) -> MultiTaskModel:

@@ -14,8 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _harness import machine, summary, threads, write
-from language import processor_seconds
+from _harness import machine, processor_seconds, summary, threads, write
 from step import backbone, batch, peft_model
 from torch import Tensor
 

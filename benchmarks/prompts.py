@@ -13,9 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _harness import machine, summary, threads, write
+from _harness import machine, processor_seconds, summary, threads, write
 from heads import batch, tasks_of
-from language import processor_seconds
 from peft import PrefixTuningConfig, TaskType, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertModel

@@ -16,9 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from _harness import machine, summary, threads, write
+from _harness import machine, processor_seconds, summary, threads, write
 from heads import batch, tasks_of
-from language import processor_seconds
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

@@ -1,6 +1,6 @@
 """What a training step costs beside a frozen backbone and beside PEFT.
 
-    python benchmarks/step.py [--targets attention] [--rank 64] [--rounds 15] [--dtype auto]
+    python benchmarks/step.py [--targets attention all-linear] [--rank 8 64] [--rounds 9]
 
 A step is forward, backward and AdamW on one batch of rows of mixed tasks; the floor is the frozen
 backbone's forward and its backward to the embeddings. Every case runs in every round, so ratios
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _harness import interleaved, machine, summary, write
+from _harness import machine, processor_seconds, summary, threads, write
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
@@ -166,18 +166,21 @@ def all_cases(options: argparse.Namespace) -> dict[str, Callable[[], Callable[[]
         "floor": lambda: floor(options),
         "PEFT LoRA": lambda: peft_step(options, 0.0),
         "PEFT LoRA, its dropout 0.05": lambda: peft_step(options, 0.05),
-        "Single": lambda: coadapt_step(options, 1, bank=False),
+        "one LoRA": lambda: coadapt_step(options, 1, bank=False),
     }
-    for blocks in (1, 4, 16, 64):
-        makers[f"Bank, {blocks} blocks"] = lambda n=blocks: coadapt_step(options, n, bank=True)
     for tasks in (4, 16):
+        if tasks > options.rank:
+            continue
+        makers[f"{tasks} private LoRAs"] = lambda n=tasks: coadapt_step(options, n, bank=True)
         makers[f"PEFT by task, {tasks} tasks"] = lambda n=tasks: peft_by_task(options, n)
     return makers
 
 
-def peak_memory(name: str, arguments: list[str]) -> float:
+def peak_memory(name: str, options: argparse.Namespace) -> float:
     """Return a fresh process's peak resident memory over three steps, in MiB."""
-    command = [sys.executable, __file__, *arguments, "--only", name]
+    command = [sys.executable, __file__, "--only", name, "--targets", options.targets]
+    for key in ("model", "rank", "batch", "length", "dtype"):
+        command += [f"--{key}", str(vars(options)[key])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.strip().splitlines()[-1])
 
@@ -193,39 +196,51 @@ def _only(options: argparse.Namespace) -> None:
     print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)  # pyright: ignore[reportOptionalSubscript]
 
 
-def main() -> None:
-    """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="asset:minilm")
-    parser.add_argument("--targets", default="attention")
-    parser.add_argument("--rank", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--length", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--attention", default=None, help="attention implementation")
-    parser.add_argument("--output", default=None, help="name of the result file")
-    parser.add_argument("--only", default=None, help="run one case and print its peak memory")
-    options = parser.parse_args()
-    if options.only:
-        _only(options)
-        return
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Return a setting's rows, having printed them."""
     makers = all_cases(options)
-    rows = summary(
-        interleaved({n: make() for n, make in makers.items()}, rounds=options.rounds), "floor"
-    )
-    for name in makers:
-        rows[name]["peak_mib"] = peak_memory(name, sys.argv[1:])
-    print(f"{'case':32} {'median ms':>10} {'x floor':>8} {'quartiles':>13} {'peak MiB':>9}")
+    seconds = processor_seconds({name: make() for name, make in makers.items()}, options.rounds)
+    rows: dict[str, Any] = summary(seconds, "floor")
+    print(f"\n{options.targets}, rank {options.rank}, of the floor, and peak MiB")
     for name, row in rows.items():
-        quartiles = f"{row['ratio_q1']:.2f} - {row['ratio_q3']:.2f}"
+        row["peak_mib"] = peak_memory(name, options)
+        # What an aim compares with, from the same rounds.
+        row["of"] = {
+            other: summary(seconds, other)[name]["ratio"] for other in makers if other != name
+        }
         print(
-            f"{name:32} {1e3 * row['median_s']:10.1f} {row['ratio']:8.2f} {quartiles:>13} "
+            f"  {name:<32} {row['ratio']:.2f} ({row['ratio_q1']:.2f} to {row['ratio_q3']:.2f}) "
             f"{row['peak_mib']:9.0f}"
         )
-    file = options.output or f"step_{options.targets.replace('-', '_')}.json"
-    path = write(file, {"options": vars(options), "machine": machine(), "rows": rows})
-    print(f"written to {path}")
+    return rows
+
+
+def main() -> None:
+    """Run every setting and write."""
+    parser = argparse.ArgumentParser(description="what a training step costs")
+    parser.add_argument("--model", default="asset:minilm")
+    parser.add_argument("--targets", nargs="+", default=["attention", "all-linear"])
+    parser.add_argument("--rank", type=int, nargs="+", default=[8, 64])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--length", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--attention", default=None, help="attention implementation")
+    parser.add_argument("--output", default="step.json", help="name of the result file")
+    parser.add_argument("--only", default=None, help="run one case and print its peak memory")
+    given = parser.parse_args()
+    threads(1)
+    settings = [
+        argparse.Namespace(**{**vars(given), "targets": targets, "rank": rank})
+        for targets in given.targets
+        for rank in given.rank
+    ]
+    if given.only:
+        _only(settings[0])
+        return
+    found = {f"{options.targets}, rank {options.rank}": measured(options) for options in settings}
+    path = write(given.output, {"options": vars(given), "machine": machine(), "settings": found})
+    print(f"written to {path.name}")
 
 
 if __name__ == "__main__":
