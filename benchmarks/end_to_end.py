@@ -42,7 +42,7 @@ from coadapt.demo import BUDGET, MODEL
 
 ROWS, TARGET, SEEDS = 600, 0.86, (0, 1, 2)
 RATES = {"shared": 2e-3, "private": 3e-3}
-EPOCHS = (1, 2, 4, 6)
+EPOCHS = (4, 6)
 Scores = dict[str, float]
 
 
