@@ -17,11 +17,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 QUESTIONS = (
     "step",
+    "thin_products",
     "scaling",
     "heads",
     "regularizers",
     "prompts",
     "compiling",
+    "tokenizing",
     "inference",
     "mixed_inference",
     "language",

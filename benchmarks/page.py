@@ -7,8 +7,9 @@ holds that the page is what this script makes of the files.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -56,13 +57,21 @@ def ratio(row: Mapping[str, float]) -> str:
 
 
 def steps() -> str:
-    """Training steps on attention, beside PEFT."""
-    data = read("step_attention.json")
-    rows = [(name, ratio(row), f"{row['peak_mib']:.0f}") for name, row in data["rows"].items()]
-    told = "A step of 64 rows of 32 tokens, query and value of all-MiniLM-L6-v2, total rank 64."
-    body = table(("case", "of the floor", "peak MiB"), rows)
-    command = "python benchmarks/step.py --targets attention --output step_attention.json"
-    return section("A training step", command, "step_attention.json", told, body)
+    """Training steps, beside PEFT."""
+    data = read("step.json")
+    body = ""
+    for name, found in data["settings"].items():
+        rows = [(case, ratio(row), f"{row['peak_mib']:.0f}") for case, row in found.items()]
+        body += f"{name.capitalize()}:\n\n"
+        body += table(("case", "of the floor", "peak MiB"), rows) + "\n"
+    sizes = data["options"]
+    told = (
+        f"Forward, backward and AdamW on {sizes['batch']} rows of {sizes['length']} tokens, "
+        "all-MiniLM-L6-v2 in bfloat16; the rank is summed over adapters. *PEFT by task* is "
+        "`set_adapter` and a sub-batch a task."
+    )
+    command = f"python benchmarks/step.py --rounds {sizes['rounds']}"
+    return section("A training step", command, "step.json", told, body)
 
 
 def scaling() -> str:
@@ -123,6 +132,82 @@ def inference() -> str:
     return section("Inference", command, "inference.json", "A forward, rank 64.", body)
 
 
+def mixed_inference() -> str:
+    """Rows of 16 tasks in a batch."""
+    data = read("mixed_inference.json")
+    rows = [
+        (
+            setting,
+            ratio(found["of the base"]["coadapt"]),
+            ratio(found["of the base"]["PEFT adapter_names"]),
+            ratio(found["of the base"]["PEFT, a task at a time"]),
+            ratio(found["of PEFT adapter_names"]["coadapt"]),
+        )
+        for setting, found in data["settings"].items()
+    ]
+    columns = ("adapters", "ours", "`adapter_names`", "a task at a time", "ours, of the second")
+    told = (
+        f"A forward of {data['rows']} rows of {data['tokens']} tokens of {data['tasks']} tasks, "
+        "an adapter each, of the base model's; all-MiniLM-L6-v2."
+    )
+    command = f"python benchmarks/mixed_inference.py --rounds {data['rounds']}"
+    body = table(columns, rows)
+    return section("Rows of 16 tasks at once", command, "mixed_inference.json", told, body)
+
+
+def compiling() -> str:
+    """What torch.compile gives."""
+    data = read("compiling.json")
+    rows = [
+        (case, ratio(found["rows"]["compiled"]), f"{found['first_two_steps_s']:.0f} s")
+        for case, found in data["cases"].items()
+    ]
+    body = table(("case", "compiled, of the step as it stands", "the first two steps"), rows)
+    told = (
+        "The step on all linear maps, with `training: {torch_compile: true}`: correct, and on "
+        "processors not worth it."
+    )
+    command = f"python benchmarks/compiling.py --rounds {data['rounds']}"
+    return section("torch.compile", command, "compiling.json", told, body)
+
+
+def tokenizing() -> str:
+    """Tokenising, and reading what was tokenised."""
+    data = read("tokenizing.json")
+    rows = [
+        (
+            case,
+            f"{found['tokens']:,}",
+            f"{found['rows']['tokenise']['median_s']:.2f} s",
+            ratio(found["rows"]["read"]),
+        )
+        for case, found in data["cases"].items()
+    ]
+    columns = ("tokenizer and rows", "tokens", "tokenised in", "read, of that")
+    told = "Tokenised rows on disk ([where](files.md#tokenised-rows)); small suites are not kept."
+    command = "python benchmarks/tokenizing.py"
+    return section("Tokenised once", command, "tokenizing.json", told, table(columns, rows))
+
+
+def end_to_end() -> str:
+    """Seconds to an accuracy."""
+    data = read("end_to_end.json")
+    rows = []
+    for case, schedules in data["cases"].items():
+        for epochs, row in schedules.items():
+            times = sorted(row["processor_s"])
+            told = f"{median(times):.0f} ({times[0]:.0f} to {times[-1]:.0f})"
+            rows.append((case, epochs, f"{mean(row['accuracy']):.3f}", told))
+    body = table(("case", "epochs", "mean accuracy", "processor seconds (range)"), rows)
+    told = (
+        f"Seven tasks of {data['rows']} rows, from loading the model to the last step, "
+        f"{len(data['seeds'])} seeds; the shortest of schedules of "
+        f"{' and '.join(map(str, data['epochs']))} epochs whose mean accuracy is {data['target']}."
+    )
+    command = "python benchmarks/end_to_end.py"
+    return section("End to end", command, "end_to_end.json", told, body)
+
+
 def regularizers() -> str:
     """What terms add to a step."""
     data = read("regularizers.json")
@@ -172,9 +257,108 @@ def init() -> str:
     return section("Inits that look at data", command, "init.json", told, body)
 
 
+def aims() -> str:
+    """What we wanted, and what was measured."""
+    rows = [
+        (what, against, f"{aim:.2f}", f"{found:.2f}", "yes" if found <= aim else "**no**")
+        for what, against, aim, found in measured_aims()
+    ]
+    body = table(("what", "against", "at most", "measured", "reached"), rows)
+    return f"\n## Aims\n\nOf the tables below; the next section says why some are missed.\n\n{body}"
+
+
+def missed() -> str:
+    """Why what is missed is missed."""
+    found = read("thin_products.json")["cases"]
+    keys = [key.rpartition(", rank ") for key in found if key.startswith("bfloat16")]
+    ranks = list(dict.fromkeys(rank for _, _, rank in keys))
+    rows = [
+        (
+            shape.removeprefix("bfloat16, "),
+            *(
+                f"{found[f'{shape}, rank {rank}'][what]:.2f}"
+                for rank in ranks
+                for what in ("operations", "time")
+            ),
+        )
+        for shape in dict.fromkeys(shape for shape, _, _ in keys)
+    ]
+    columns = ("map", *(f"rank {rank}: {what}" for rank in ranks for what in ("work", "time")))
+    body = (
+        "Where a step misses its aim it is the LoRA's own products: nothing else is left that is\n"
+        "worth a percent. They have few operations, but as many passes over x and y as the map's\n"
+        "own, so they run at a fraction of its speed, and at rank 64 the operations alone are\n"
+        "more than the aim allows. Of the frozen map's two products, in bfloat16:\n\n"
+    )
+    body += table(columns, rows)
+    body += (
+        "\nQuery, key and value of rank 8 are one product of rank 24, which takes less than twice\n"
+        "the time of one of rank 8.\n\n"
+        "Rows of 16 tasks need factors of their own, gathered for each map: a copy that one LoRA\n"
+        "does not need. HASI shares the forward passes and the decompositions' starting points,\n"
+        "but its second moments are as many as CorDA's; the decompositions alone are in the last\n"
+        "table.\n"
+    )
+    told = "Products of 2048 rows."
+    command = "python benchmarks/thin_products.py"
+    return section("Why a rank costs what it costs", command, "thin_products.json", told, body)
+
+
+def measured_aims() -> Iterator[tuple[str, str, float, float]]:
+    """Yield what is compared with what, the ratio aimed at and the one found."""
+    step = read("step.json")["settings"]
+    for rank in (8, 64):
+        yield from step_aims(step, rank)
+    bank = step["attention, rank 64"]["16 private LoRAs"]
+    yield "16 gated adapters, mixed batches", "one LoRA of that rank", 1.03, bank["of"]["one LoRA"]
+    for dtype in ("float32", "bfloat16"):
+        found = read("heads.json")[dtype]["rows"]
+        routed, loop = found["routed_heads"], found["routed_heads, loop with A a head"]
+        added = (routed["ratio"] - 1) / (loop["ratio"] - 1)
+        yield f"five routed heads, {dtype}", "one LoRA of that rank", 1.05, routed["by_lora"]
+        yield f"five routed heads, {dtype}, what is added", "a loop's", 0.25, added
+    ends = read("end_to_end.json")
+    for regime, other, aim in (
+        ("private", "a Trainer a task", 0.70),
+        ("shared", "plain PEFT loop", 0.33),
+    ):
+        mine, theirs = (arrival(ends, f"{regime}, {name}") for name in ("coadapt", other))
+        yield f"{regime}, to {ends['target']} accuracy", other, aim, mine / theirs
+    init = read("init.json")["PEFT over HASI"]["all"]["median"]
+    yield "HASI of 4 tasks", "PEFT's CorDA four times", 0.20, 1 / init
+    for setting, found in read("mixed_inference.json")["settings"].items():
+        mine = found["of the base"]["coadapt"]["ratio"]
+        yield f"rows of 16 tasks, {setting}", "the base model", 1.05, mine
+        mine = found["of PEFT adapter_names"]["coadapt"]["ratio"]
+        yield f"rows of 16 tasks, {setting}", "PEFT `adapter_names`", 0.95, mine
+    choice = read("language.json")["choice"]["rows"]["prompt with every option"]["ratio"]
+    yield "a choice of four options", "one option at a time", 0.50, 1 / choice
+
+
+def step_aims(step: Mapping[str, Any], rank: int) -> Iterator[tuple[str, str, float, float]]:
+    """Yield the aims of a step of one LoRA."""
+    found = step[f"attention, rank {rank}"]["one LoRA"]
+    yield f"`lora` step of rank {rank}, attention", "floor", 1.05, found["ratio"]
+    found, what = step[f"all-linear, rank {rank}"]["one LoRA"], f"`lora` step of rank {rank}, all"
+    yield what, "floor", 1.15, found["ratio"]
+    yield what, "PEFT without dropout", 0.95, found["of"]["PEFT LoRA"]
+    yield what, "PEFT with its dropout", 0.80, found["of"]["PEFT LoRA, its dropout 0.05"]
+
+
+def arrival(data: Mapping[str, Any], case: str) -> float:
+    """Return the seconds of a case's shortest schedule that reached the target."""
+    for row in data["cases"][case].values():
+        if mean(row["accuracy"]) >= data["target"]:
+            return median(row["processor_s"])
+    return float("inf")
+
+
 def page() -> str:
     """Return the whole page."""
-    parts = (steps, scaling, heads, inference, regularizers, prompts, language, init)
+    parts = (
+        *(aims, missed, steps, end_to_end, scaling, heads, mixed_inference, inference),
+        *(compiling, tokenizing, regularizers, prompts, language, init),
+    )
     return HEAD + "".join(part() for part in parts)
 
 

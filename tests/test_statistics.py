@@ -16,6 +16,7 @@ from coadapt.backbone import ModelConfig, load_backbone
 from coadapt.config import parse
 from coadapt.inits import POOLED, Corda, Hasi
 from coadapt.loading import Loader
+from coadapt.moments import moments_of
 from coadapt.planning import COOPERATIVE
 from coadapt.statistics import Request, gather_spectra
 from coadapt.tasks import load_suite
@@ -359,3 +360,11 @@ def test_runs_share_a_folder_of_statistics(tiny_bert, toy_suite_dict, tmp_path, 
     assert len(passes) == 4
     assert Path(tmp_path / "kept" / "statistics.json").is_file()
     assert (tmp_path / "0" / "plan.yaml").read_text() == (tmp_path / "1" / "plan.yaml").read_text()
+
+
+@pytest.mark.parametrize("width", [1, 191, 192, 193, 500])
+def test_products_are_multiplied_once_and_mirrored(width):
+    x = torch.randn(7, width, generator=torch.Generator().manual_seed(0))
+    found = moments_of(x[None], None).products
+    wide = x.double()
+    np.testing.assert_allclose(found, (wide.T @ wide).numpy(), rtol=1e-5, atol=1e-5)

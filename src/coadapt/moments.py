@@ -12,6 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from coadapt._errors import InputError
 
+_BLOCK = 192  # columns that are multiplied at once; a third of the work is saved at 1536 in all
+
 Watch = Callable[[str, Tensor, Tensor], None]  # module, input (B, S, in), output (B, S, out)
 
 
@@ -109,9 +111,20 @@ def moments_of(x: Tensor, mask: Tensor | None, name: str = "") -> Moments:
     valid = valid.reshape(-1, x.shape[-1]).float()  # (tokens, d)
     return Moments(
         sum=valid.double().sum(dim=0).cpu().numpy(),
-        products=(valid.T @ valid).double().cpu().numpy(),
+        products=_products(valid).double().cpu().numpy(),
         num_tokens=len(valid),
     )
+
+
+def _products(x: Tensor) -> Tensor:
+    """Return x' x, (d, d), for x (n, d): the blocks below the diagonal are those above it."""
+    width = x.shape[1]
+    found = x.new_empty(width, width)
+    for start in range(0, width, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        product = x[:, rows].T @ x[:, start:]
+        found[rows, start:], found[start:, rows] = product, product.T
+    return found
 
 
 @contextmanager
