@@ -19,6 +19,7 @@ QUESTIONS = (
     "step",
     "thin_products",
     "scaling",
+    "sweeps",
     "heads",
     "regularizers",
     "prompts",

@@ -6,13 +6,13 @@ Each table is one result file, each row one ratio of interleaved rounds, with it
 holds that the page is what this script makes of the files.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from aims import measured_aims, read
+
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 HEAD = """\
@@ -25,11 +25,6 @@ backward to the embeddings. What methods add, in words: [cost](methods/cost.md).
 """
 
 Rows = Mapping[str, Mapping[str, float]]
-
-
-def read(name: str) -> dict[str, Any]:
-    """Return a result file's content."""
-    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
 def machine(data: Mapping[str, Any]) -> str:
@@ -106,6 +101,25 @@ def scaling() -> str:
     body += table(("layers", "step"), [(n, ratio(rows["LoRA"])) for n, rows in layers.items()])
     command = f"python benchmarks/scaling.py --rounds {sizes['rounds']}"
     return section("As tasks, ranks and layers grow", command, "scaling.json", told, body)
+
+
+def sweeps() -> str:
+    """Cost as heads, rows and tokens grow."""
+    data = read("sweeps.json")
+    rows = [
+        (number, ratio(row["heads"]), ratio(row["LoRA"]), ratio(row["heads of LoRA"]))
+        for number, row in data["heads"].items()
+    ]
+    body = "Routed heads of rank 8, and one LoRA of their summed rank:\n\n"
+    columns = ("heads", "heads, of the floor", "LoRA, of the floor", "heads, of LoRA")
+    body += table(columns, rows)
+    body += "\nOne LoRA of rank 8, of the floor of as many rows and tokens:\n\n"
+    batches = [(size, ratio(row)) for size, row in data["batches"].items()]
+    body += table(("batch", "step"), batches)
+    sizes = data["options"]
+    told = f"BERT of random weights, width {sizes['width']}, {sizes['layers']} layers, all maps."
+    command = f"python benchmarks/sweeps.py --rounds {sizes['rounds']}"
+    return section("As heads, rows and tokens grow", command, "sweeps.json", told, body)
 
 
 def heads() -> str:
@@ -304,59 +318,10 @@ def missed() -> str:
     return section("Why a rank costs what it costs", command, "thin_products.json", told, body)
 
 
-def measured_aims() -> Iterator[tuple[str, str, float, float]]:
-    """Yield what is compared with what, the ratio aimed at and the one found."""
-    step = read("step.json")["settings"]
-    for rank in (8, 64):
-        yield from step_aims(step, rank)
-    bank = step["attention, rank 64"]["16 private LoRAs"]
-    yield "16 gated adapters, mixed batches", "one LoRA of that rank", 1.03, bank["of"]["one LoRA"]
-    for dtype in ("float32", "bfloat16"):
-        found = read("heads.json")[dtype]["rows"]
-        routed, loop = found["routed_heads"], found["routed_heads, loop with A a head"]
-        added = (routed["ratio"] - 1) / (loop["ratio"] - 1)
-        yield f"five routed heads, {dtype}", "one LoRA of that rank", 1.05, routed["by_lora"]
-        yield f"five routed heads, {dtype}, what is added", "a loop's", 0.25, added
-    ends = read("end_to_end.json")
-    for regime, other, aim in (
-        ("private", "a Trainer a task", 0.70),
-        ("shared", "plain PEFT loop", 0.33),
-    ):
-        mine, theirs = (arrival(ends, f"{regime}, {name}") for name in ("coadapt", other))
-        yield f"{regime}, to {ends['target']} accuracy", other, aim, mine / theirs
-    init = read("init.json")["PEFT over HASI"]["all"]["median"]
-    yield "HASI of 4 tasks", "PEFT's CorDA four times", 0.20, 1 / init
-    for setting, found in read("mixed_inference.json")["settings"].items():
-        mine = found["of the base"]["coadapt"]["ratio"]
-        yield f"rows of 16 tasks, {setting}", "the base model", 1.05, mine
-        mine = found["of PEFT adapter_names"]["coadapt"]["ratio"]
-        yield f"rows of 16 tasks, {setting}", "PEFT `adapter_names`", 0.95, mine
-    choice = read("language.json")["choice"]["rows"]["prompt with every option"]["ratio"]
-    yield "a choice of four options", "one option at a time", 0.50, 1 / choice
-
-
-def step_aims(step: Mapping[str, Any], rank: int) -> Iterator[tuple[str, str, float, float]]:
-    """Yield the aims of a step of one LoRA."""
-    found = step[f"attention, rank {rank}"]["one LoRA"]
-    yield f"`lora` step of rank {rank}, attention", "floor", 1.05, found["ratio"]
-    found, what = step[f"all-linear, rank {rank}"]["one LoRA"], f"`lora` step of rank {rank}, all"
-    yield what, "floor", 1.15, found["ratio"]
-    yield what, "PEFT without dropout", 0.95, found["of"]["PEFT LoRA"]
-    yield what, "PEFT with its dropout", 0.80, found["of"]["PEFT LoRA, its dropout 0.05"]
-
-
-def arrival(data: Mapping[str, Any], case: str) -> float:
-    """Return the seconds of a case's shortest schedule that reached the target."""
-    for row in data["cases"][case].values():
-        if mean(row["accuracy"]) >= data["target"]:
-            return median(row["processor_s"])
-    return float("inf")
-
-
 def page() -> str:
     """Return the whole page."""
     parts = (
-        *(aims, missed, steps, end_to_end, scaling, heads, mixed_inference, inference),
+        *(aims, missed, steps, end_to_end, scaling, sweeps, heads, mixed_inference, inference),
         *(compiling, tokenizing, regularizers, prompts, language, init),
     )
     return HEAD + "".join(part() for part in parts)

@@ -25,7 +25,7 @@ from coadapt.backbone import ModelConfig, compute_dtype
 from coadapt.model import MultiTaskModel
 from coadapt.planning import Plan
 from coadapt.recipe import Recipe
-from coadapt.structures import Bank, Single
+from coadapt.structures import Bank, Single, Structure
 from coadapt.tasks import FileSource, Task
 
 TASKS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -78,6 +78,31 @@ def floor(options: argparse.Namespace, layers: int) -> Step:
     return step
 
 
+def stepping(
+    options: argparse.Namespace, layers: int, names: Sequence[str], structure: Structure, plan: Plan
+) -> Step:
+    """Forward, backward and AdamW, of any structure."""
+    data = FileSource(path="unused.jsonl")
+    tasks = [Task(name=n, kind="classification", data=data, labels=("a", "b")) for n in names]
+    model = MultiTaskModel(
+        backbone(options, layers),
+        "mean",
+        tasks,
+        recipe=Recipe(structure=structure),
+        plan=plan,
+        config=ModelConfig(name="random", target_modules=options.targets, dtype=options.dtype),
+    ).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    rows = batch(options, len(names))
+
+    def step() -> None:
+        model(**rows)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
 def adapted(
     options: argparse.Namespace, layers: int, num_tasks: int, rank: int, least: int | None = None
 ) -> Step:
@@ -91,24 +116,10 @@ def adapted(
         least: the rank from which products are by row; None leaves the choice to the layer.
     """
     names = [f"t{index}" for index in range(num_tasks)]
-    data = FileSource(path="unused.jsonl")
-    tasks = [Task(name=n, kind="classification", data=data, labels=("a", "b")) for n in names]
-    bank = num_tasks > 1
-    model = MultiTaskModel(
-        backbone(options, layers),
-        "mean",
-        tasks,
-        recipe=Recipe(structure=Bank(scale=2.0) if bank else Single(scale=2.0)),
-        plan=Plan.private(names, rank) if bank else Plan.shared(names, rank),
-        config=ModelConfig(name="random", target_modules=options.targets, dtype=options.dtype),
-    ).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    rows = batch(options, num_tasks)
-
-    def step() -> None:
-        model(**rows)["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    if num_tasks > 1:
+        step = stepping(options, layers, names, Bank(scale=2.0), Plan.private(names, rank))
+    else:
+        step = stepping(options, layers, names, Single(scale=2.0), Plan.shared(names, rank))
 
     def forced() -> None:
         with mock.patch.multiple(TaskGate, min_rank=least, min_share=0):
