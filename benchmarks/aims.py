@@ -32,8 +32,11 @@ def measured_aims() -> Iterator[tuple[str, str, float, float]]:
         ("private", "a Trainer a task", 0.70),
         ("shared", "plain PEFT loop", 0.33),
     ):
-        mine, theirs = (arrival(ends, f"{regime}, {name}") for name in ("coadapt", other))
-        yield f"{regime}, to {ends['target']} accuracy", other, aim, mine / theirs
+        mine, there = arrival(ends, f"{regime}, coadapt")
+        theirs, reached = arrival(ends, f"{regime}, {other}")
+        assert there >= ends["target"], "ours has to arrive"
+        told = other if reached >= ends["target"] else f"{other}, which stays at {reached:.3f}"
+        yield f"{regime}, to {ends['target']} accuracy", told, aim, mine / theirs
     init = read("init.json")["PEFT over HASI"]["all"]["median"]
     yield "HASI of 4 tasks", "PEFT's CorDA four times", 0.20, 1 / init
     for setting, found in read("mixed_inference.json")["settings"].items():
@@ -41,6 +44,8 @@ def measured_aims() -> Iterator[tuple[str, str, float, float]]:
         yield f"rows of 16 tasks, {setting}", "the base model", 1.05, mine
         mine = found["of PEFT adapter_names"]["coadapt"]["ratio"]
         yield f"rows of 16 tasks, {setting}", "PEFT `adapter_names`", 0.95, mine
+    for name, found in read("inference.json")["models"].items():
+        yield f"merged, {name} (1.00 within noise)", "the base model", 1.05, found["merged"]["ratio"]
     choice = read("language.json")["choice"]["rows"]["prompt with every option"]["ratio"]
     yield "a choice of four options", "one option at a time", 0.50, 1 / choice
 
@@ -55,9 +60,10 @@ def step_aims(step: Mapping[str, Any], rank: int) -> Iterator[tuple[str, str, fl
     yield what, "PEFT with its dropout", 0.80, found["of"]["PEFT LoRA, its dropout 0.05"]
 
 
-def arrival(data: Mapping[str, Any], case: str) -> float:
-    """Return the seconds of a case's shortest schedule that reached the target."""
+def arrival(data: Mapping[str, Any], case: str) -> tuple[float, float]:
+    """Return seconds and accuracy of the shortest schedule that reached the target, or the last."""
+    row = {}
     for row in data["cases"][case].values():
         if mean(row["accuracy"]) >= data["target"]:
-            return median(row["processor_s"])
-    return float("inf")
+            break
+    return median(row["processor_s"]), mean(row["accuracy"])

@@ -55,7 +55,7 @@ def elsewhere(folder: str) -> Iterator[None]:
 def measured(name: str, texts: tuple[str, ...], rounds: int) -> dict[str, Any]:
     """Return seconds of both, and what is read."""
     encoder = name == "asset:minilm"
-    config = ModelConfig(name=name, pooling="mean" if encoder else None, max_length=256)
+    config = ModelConfig(name=name, max_length=256)
     task = TASK if encoder else WRITTEN
     labels = np.zeros(len(texts), dtype=np.int64)
     if not encoder:
