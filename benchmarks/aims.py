@@ -45,7 +45,8 @@ def measured_aims() -> Iterator[tuple[str, str, float, float]]:
         mine = found["of PEFT adapter_names"]["coadapt"]["ratio"]
         yield f"rows of 16 tasks, {setting}", "PEFT `adapter_names`", 0.95, mine
     for name, found in read("inference.json")["models"].items():
-        yield f"merged, {name} (1.00 within noise)", "the base model", 1.05, found["merged"]["ratio"]
+        mine = found["merged"]["ratio"]
+        yield f"merged, {name} (1.00 within noise)", "the base model", 1.05, mine
     choice = read("language.json")["choice"]["rows"]["prompt with every option"]["ratio"]
     yield "a choice of four options", "one option at a time", 0.50, 1 / choice
 

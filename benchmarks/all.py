@@ -17,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 QUESTIONS = (
     "step",
+    "products",
     "thin_products",
     "scaling",
     "sweeps",
