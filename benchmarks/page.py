@@ -321,10 +321,10 @@ def missed() -> str:
     ]
     columns = ("map", *(f"rank {rank}: {what}" for rank in ranks for what in ("work", "time")))
     body = (
-        "Where a step misses its aim it is for the LoRA's own products. They have few operations,\n"
-        "but as many passes over x and y as the map's own, so they run at a fraction of its speed;\n"
-        "and at rank 64 the operations alone are more than the aim allows. Of the frozen map's two\n"
-        "products, in bfloat16:\n\n"
+        "Where a step misses its aim it is for the LoRA's own products. They have few\n"
+        "operations, but as many passes over x and y as the map's own, so they run at a fraction\n"
+        "of its speed; and at rank 64 the operations alone are more than the aim allows. Of the\n"
+        "frozen map's two products, in bfloat16:\n\n"
     )
     body += table(columns, rows)
     body += (
