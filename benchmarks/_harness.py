@@ -1,10 +1,13 @@
 """Interleaved timing, so that a machine's moods hit every case alike."""
 
 import json
+import multiprocessing
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -65,6 +68,34 @@ def summary(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[s
             "ratio_q3": ratios[-1 - quarter],
         }
     return rows
+
+
+def peak_mib(make: Callable[..., Callable[[], object]], *arguments: object) -> float:
+    """Return the MiB that a call needs at most above what its process held before it.
+
+    Args:
+        make: returns the call; a function of a module, since a fresh process runs it.
+        arguments: what it is called with.
+    """
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh) as pool:
+        return pool.submit(_peak, make, arguments).result()
+
+
+def _peak(make: Callable[..., Callable[[], object]], arguments: tuple[object, ...]) -> float:
+    threads(1)
+    call = make(*arguments)
+    before = _resident("VmRSS")
+    # Loading may peak higher than the call: start the kernel's high-water mark anew.
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    call()
+    return _resident("VmHWM") - before
+
+
+def _resident(what: str) -> float:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (kilobytes,) = re.findall(rf"{what}:\s+(\d+) kB", status)
+    return int(kilobytes) / 1024
 
 
 def machine() -> dict[str, object]:

@@ -136,9 +136,7 @@ class Plain:
             for text, label in zip(*_texts(self.suite, task, "train"), strict=True)
         ]
         steps = epochs * -(-len(rows) // BATCH)
-        parameters = [
-            p for p in [*self.model.parameters(), *self.heads.parameters()] if p.requires_grad
-        ]
+        parameters = self.trained()
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=DECAY)
         schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * steps), steps)
         generator = np.random.default_rng(seed)
@@ -147,20 +145,26 @@ class Plain:
             order = generator.permutation(len(rows))
             for start in range(0, len(rows), BATCH):
                 chosen = [rows[i] for i in order[start : start + BATCH]]
-                features = self.features([text for _, text, _ in chosen])
-                present = dict.fromkeys(task for task, _, _ in chosen)
-                losses = []
-                for task in present:
-                    own = [i for i, row in enumerate(chosen) if row[0] == task]
-                    labels = torch.tensor([chosen[i][2] for i in own])
-                    losses.append(
-                        nn.functional.cross_entropy(self.heads[task](features[own]), labels)
-                    )
-                torch.stack(losses).mean().backward()
+                self.backward(chosen)
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return what is trained."""
+        both = [*self.model.parameters(), *self.heads.parameters()]
+        return [p for p in both if p.requires_grad]
+
+    def backward(self, chosen: Sequence[tuple[str, str, int]]) -> None:
+        """Add the gradients of a batch of tasks, texts and labels."""
+        features = self.features([text for _, text, _ in chosen])
+        losses = []
+        for task in dict.fromkeys(task for task, _, _ in chosen):
+            own = [i for i, row in enumerate(chosen) if row[0] == task]
+            labels = torch.tensor([chosen[i][2] for i in own])
+            losses.append(nn.functional.cross_entropy(self.heads[task](features[own]), labels))
+        torch.stack(losses).mean().backward()
 
     @torch.no_grad()
     def accuracy(self, task: str) -> float:

@@ -28,6 +28,8 @@ QUESTIONS = (
     "tokenizing",
     "inference",
     "mixed_inference",
+    "evaluation",
+    "shipping",
     "language",
     "diagnosis_cost",
     "end_to_end",

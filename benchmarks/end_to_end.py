@@ -3,11 +3,13 @@
     python benchmarks/end_to_end.py --output runs/end_to_end   # about an hour of one core; resumes
     python benchmarks/end_to_end.py --report                   # from the committed result
 
-Seven tasks of 600 training rows, all-MiniLM-L6-v2, query and value. Two comparisons:
+Seven tasks of 600 training rows, all-MiniLM-L6-v2, query and value. Three comparisons:
 
 shared: one LoRA of rank 8 for all tasks, against a plain PEFT loop in float32 on shuffled batches;
 private: a LoRA of rank 8 for each task in one run, against one ``transformers.Trainer`` with PEFT
-a task: its defaults (batches of 8), bfloat16 autocast as ours is bfloat16, the rate of ours.
+a task (its defaults, with batches of 8), and against one PEFT model with an adapter a task, each
+batch a task at a time; bfloat16 autocast as ours is bfloat16, the rate of ours;
+heads: HydraLoRA's routed heads of rank 8, against a loop over them as its code has it.
 
 A case is run with schedules of several lengths, each a run of its own from loading the model to
 the last step; its time is that of the shortest schedule whose mean accuracy over tasks and seeds,
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 from _harness import RESULTS, machine, threads, write
 from against_peft import DECAY, SCALE, TEST_ROWS, WARMUP, Plain
+from loops import AdapterLoop, HeadLoop
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
@@ -39,10 +42,19 @@ from coadapt import Plan, TaskSuite, load_suite, train
 from coadapt._files import read_json, write_json
 from coadapt.assets import resolve_model
 from coadapt.demo import BUDGET, MODEL
+from coadapt.recipes import RECIPES
+from coadapt.structures import RoutedHeads
 
 ROWS, TARGET, SEEDS = 600, 0.86, (0, 1)
-RATES = {"shared": 2e-3, "private": 3e-3}
+RATES = {"shared": 2e-3, "private": 3e-3, "heads": 7e-4}
+NAMES = {"shared": "lora", "private": "private", "heads": "hydra_lora"}
 EPOCHS = (4, 6)
+PEERS = (
+    ("shared", "plain PEFT loop"),
+    ("private", "a Trainer a task"),
+    ("private", "a loop over adapters"),
+    ("heads", "a loop over heads"),
+)
 Scores = dict[str, float]
 
 
@@ -55,7 +67,7 @@ def ours(regime: str, suite: TaskSuite, epochs: int, seed: int, folder: Path) ->
     run = train(
         MODEL,
         suite,
-        recipe="lora" if regime == "shared" else "private",
+        recipe=NAMES[regime],
         plan=plan,
         output=folder / "run",
         seed=seed,
@@ -83,6 +95,18 @@ def plain_loop(suite: TaskSuite, epochs: int, seed: int, _: Path) -> Callable:
     plain = Plain(suite, suite.names, BUDGET, seed, as_ours=False)
     plain.fit(epochs, RATES["shared"], seed)
     return lambda: {task: plain.accuracy(task) for task in suite.names}
+
+
+def looped(regime: str, suite: TaskSuite, epochs: int, seed: int) -> Callable:
+    """Train by a loop over adapters or heads."""
+    if regime == "private":
+        loop: Plain = AdapterLoop(suite, BUDGET, seed)
+    else:
+        heads = RECIPES[NAMES["heads"]].recipe.structure
+        assert isinstance(heads, RoutedHeads)
+        loop = HeadLoop(suite, BUDGET, heads.num_heads, heads.scale, seed)
+    loop.fit(epochs, RATES[regime], seed)
+    return lambda: {task: loop.accuracy(task) for task in suite.names}
 
 
 def trainers(suite: TaskSuite, epochs: int, seed: int, folder: Path) -> Callable:
@@ -147,6 +171,11 @@ CASES: dict[str, Callable[[TaskSuite, int, int, Path], Callable]] = {
     "shared, plain PEFT loop": plain_loop,
     "private, coadapt": lambda *given: ours("private", *given),
     "private, a Trainer a task": trainers,
+    "private, a loop over adapters": lambda suite, epochs, seed, _: looped(
+        "private", suite, epochs, seed
+    ),
+    "heads, coadapt": lambda *given: ours("heads", *given),
+    "heads, a loop over heads": lambda suite, epochs, seed, _: looped("heads", suite, epochs, seed),
 }
 
 
@@ -200,13 +229,14 @@ def report() -> None:
                 f"{case:<28} {epochs:>2} epochs: {np.mean(row['accuracy']):.3f} accuracy, "
                 f"{np.median(row['processor_s']):.0f} s of the processor"
             )
-    for regime, other in (("shared", "plain PEFT loop"), ("private", "a Trainer a task")):
+    for regime, other in PEERS:
         mine, theirs = (arrival(data, f"{regime}, {name}") for name in ("coadapt", other))
         if mine is not None and theirs is not None:
             ratios = np.divide(mine["processor_s"], theirs["processor_s"])
-            print(f"{regime}: {np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+            told = f"{np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            print(f"{regime}, of {other}: {told}")
         else:
-            print(f"{regime}: not both reached {data['target']}")
+            print(f"{regime}, {other}: not both reached {data['target']}")
 
 
 def arrival(data: dict[str, Any], case: str) -> dict[str, Any] | None:

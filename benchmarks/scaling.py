@@ -28,7 +28,7 @@ from coadapt.recipe import Recipe
 from coadapt.structures import Bank, Single, Structure
 from coadapt.tasks import FileSource, Task
 
-TASKS = (1, 2, 4, 8, 16, 32, 64, 128)
+TASKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RANKS = (4, 16, 64, 256)
 LAYERS = (2, 4, 8, 12)
 PATHS = {"joint": 10**9, "by row": 0}  # -> the least rank from which products are by row
