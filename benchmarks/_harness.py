@@ -17,33 +17,13 @@ from coadapt._environment import describe_environment
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(
-    cases: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 2
-) -> dict[str, list[float]]:
-    """Return seconds a call: each round runs every case once, in turn.
-
-    Args:
-        cases: what to time.
-        rounds: timed calls of each case, at least 7.
-        warmup: untimed calls of each before.
-    """
-    assert rounds >= 7
-    for case in cases.values():
-        for _ in range(warmup):
-            case()
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, case in cases.items():
-            start = time.perf_counter()
-            case()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def processor_seconds(
     cases: dict[str, Callable[[], object]], rounds: int
 ) -> dict[str, list[float]]:
-    """Return processor seconds a call, after one that does not count."""
+    """Return processor seconds a call, after one that does not count.
+
+    Each round runs every case once, in turn.
+    """
     for case in cases.values():
         case()
     seconds: dict[str, list[float]] = {name: [] for name in cases}

@@ -243,8 +243,16 @@ def init() -> str:
         for part, told in data["PEFT over HASI"].items()
     ]
     body = table(("part", "PEFT's CorDA a task, of HASI (range)"), rows)
+    spent = data["processor seconds"]
+    parts = ("moments", "decompose", "all")
+    seconds = [
+        (side, *(f"{told[part]:.0f}" if part in told else "" for part in parts))
+        for side, told in spent.items()
+    ]
+    body += "\n" + table(("seconds of the processor", *parts), seconds)
     told = f"{len(data['tasks'])} tasks, {data['rows a task']} rows each, {data['modules']}."
-    command = "python benchmarks/init.py --data-root DIR"
+    sizes = f"--rows {data['rows a task']} --rounds {data['rounds']}"
+    command = f"python benchmarks/init.py --data-root DIR {sizes}"
     return section("Inits that look at data", command, "init.json", told, body)
 
 

@@ -36,6 +36,7 @@ from coadapt.backbone import ModelConfig
 from coadapt.inits import Hasi, Start
 from coadapt.loading import Loader
 from coadapt.model import build_model
+from coadapt.moments import InputMoments
 from coadapt.planning import Plan
 from coadapt.recipes import RECIPES
 from coadapt.spectra import full
@@ -77,7 +78,12 @@ def ours(suite: TaskSuite, config: ModelConfig, loader: Loader, rows: int) -> Cl
     with tempfile.TemporaryDirectory() as folder:
         gathering = _Gathering(request, suite, Path(folder) / "s", loader, True)
         timed = clock.around("decompose", gathering._decompose)
-        with clock.part("all"), patch.object(gathering, "_decompose", timed):
+        summed = clock.around("moments", InputMoments.__call__)
+        with (
+            clock.part("all"),
+            patch.object(gathering, "_decompose", timed),
+            patch.object(InputMoments, "__call__", summed),
+        ):
             spectra = gathering.run(2**31)
     plan = init.refine(Plan.cooperative(suite.names, RANK), spectra)
     recipe = RECIPES["thanora_hasi_only"].recipe

@@ -62,13 +62,26 @@ def missed() -> str:
         "\nQuery, key and value of rank 8 are one product of rank 24, which takes less than twice\n"
         "the time of one of rank 8.\n\n"
         "Rows of 16 tasks need factors of their own, gathered for each map: a copy that one LoRA\n"
-        "does not need. HASI shares the forward passes and the decompositions' starting points,\n"
-        "but its second moments are as many as CorDA's; the decompositions alone are in the last\n"
-        "table.\n"
+        "does not need.\n\n" + hasi()
     )
     told = "Products of 2048 rows."
     command = "python benchmarks/thin_products.py"
     return section("Why a rank costs what it costs", command, "thin_products.json", told, body)
+
+
+def hasi() -> str:
+    """What HASI's seconds are spent on."""
+    data = read("init.json")["processor seconds"]
+    mine, peft = data["HASI"], data["PEFT's CorDA, a task each"]["all"]
+    parts = {part: mine[part] / peft for part in ("moments", "decompose")}
+    forward = mine["all"] / peft - sum(parts.values())
+    return (
+        f"Of the time of PEFT's CorDA, HASI spends {parts['decompose']:.2f} on decompositions,\n"
+        f"{parts['moments']:.2f} on second moments and {forward:.2f} on the forward passes and the "
+        "start. The last two\n"
+        "are products in float32 of the sizes that CorDA has: what HASI saves is what it does not\n"
+        "repeat for each map or task.\n"
+    )
 
 
 def page() -> str:

@@ -6,6 +6,7 @@ Private adapters of ``--rank`` each, one for every task, so that the rank of all
 tasks; all blocks' entries for every row (joint) beside each row's own (by row), and what the layer
 chooses. Then one LoRA of growing rank, and growing layers. Every case runs in every round. Ratios
 are to the frozen model's forward and backward; exponents are of what is added to it.
+Processor time of one thread.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from _harness import interleaved, machine, summary, write
+from _harness import machine, processor_seconds, summary, threads, write
 from torch import Tensor
 from transformers import AutoModel, BertConfig
 
@@ -139,7 +140,7 @@ def exponent(sizes: Sequence[float], ratios: Sequence[float]) -> float | None:
 
 def measured(cases: Mapping[str, Step], rounds: int) -> dict[str, dict[str, float]]:
     """Return the cases' ratios to the floor, from interleaved rounds."""
-    return summary(interleaved(dict(cases), rounds=rounds), "floor")
+    return summary(processor_seconds(dict(cases), rounds), "floor")
 
 
 def by_tasks(options: argparse.Namespace, rank: int) -> dict[str, Any]:
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--output", default="scaling.json", help="name of the result file")
     options = parser.parse_args()
+    threads(1)
     data: dict[str, Any] = {"options": vars(options), "machine": machine(), "tasks": []}
     for rank in options.ranks:
         found = by_tasks(options, rank)

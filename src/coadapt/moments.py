@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -87,8 +88,20 @@ class InputMoments:
             return
         self.width[name] = x.shape[-1]
         if self._only is None or name in self._only:
-            found = moments_of(x, self._mask, name)
-            self.sums[name] = self.sums[name] + found if name in self.sums else found
+            self._add(name, *_sums_of(x, self._mask, name))
+
+    def _add(self, name: str, total: Tensor, products: Tensor, num_tokens: int) -> None:
+        if name not in self.sums:
+            self.sums[name] = _moments(total, products, num_tokens)
+            return
+        kept = self.sums[name]
+        # In place: of a batch of few rows the sums are larger than all that was read.
+        np.add(kept.products, products.cpu().numpy(), out=kept.products)
+        self.sums[name] = Moments(
+            sum=kept.sum + total.cpu().numpy(),
+            products=kept.products,
+            num_tokens=kept.num_tokens + num_tokens,
+        )
 
 
 def moments_of(x: Tensor, mask: Tensor | None, name: str = "") -> Moments:
@@ -99,6 +112,17 @@ def moments_of(x: Tensor, mask: Tensor | None, name: str = "") -> Moments:
     Raises:
         InputError: naming the module, if its input is not one vector a position.
     """
+    return _moments(*_sums_of(x, mask, name))
+
+
+def _moments(total: Tensor, products: Tensor, num_tokens: int) -> Moments:
+    return Moments(
+        sum=total.cpu().numpy(), products=products.double().cpu().numpy(), num_tokens=num_tokens
+    )
+
+
+def _sums_of(x: Tensor, mask: Tensor | None, name: str) -> tuple[Tensor, Tensor, int]:
+    """Return the sum of x in float64, that of x x' in float32, and of how many."""
     valid = x.detach()
     if mask is not None:
         if x.shape[:-1] != mask.shape:
@@ -109,11 +133,7 @@ def moments_of(x: Tensor, mask: Tensor | None, name: str = "") -> Moments:
             )
         valid = valid[mask.bool()]
     valid = valid.reshape(-1, x.shape[-1]).float()  # (tokens, d)
-    return Moments(
-        sum=valid.double().sum(dim=0).cpu().numpy(),
-        products=_products(valid).double().cpu().numpy(),
-        num_tokens=len(valid),
-    )
+    return valid.sum(dim=0, dtype=torch.float64), _products(valid), len(valid)
 
 
 def _products(x: Tensor) -> Tensor:

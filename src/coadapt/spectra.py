@@ -80,7 +80,7 @@ def leading(
         Q = torch.linalg.qr(_times(coarse_W, coarse_C, start)).Q
     for _ in range(_MAX_PASSES):
         U, sigma, V = _ritz(Q, _transposed_times(coarse_W, coarse_C, Q))
-        Y = _times(coarse_W, coarse_C, V.float())
+        Y = _times(coarse_W, coarse_C, V)
         wrong = (Y[:, :rank] - U[:, :rank] * sigma[:rank]).norm(dim=0)
         residual = float((wrong / sigma[:rank].clamp_min(1e-30)).max())
         Q = torch.linalg.qr(Y).Q
@@ -96,15 +96,15 @@ def leading(
 
 
 def _ritz(Q: Tensor, Z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the singular triplets of Q Z', for orthonormal Q, in float64.
+    """Return the singular triplets of Q Z', for orthonormal Q, in their dtype.
 
-    By the eigenvectors of Z'Z, which square the ratio of singular values: 1e-8 of the largest is 0.
+    By the eigenvectors of Z'Z in float64, which square the ratio of singular values: 1e-8 of the
+    largest is 0.
     """
-    Z = Z.double()
-    values, P = torch.linalg.eigh(Z.T @ Z)
-    sigma, P = values.flip(0).clamp_min(0.0).sqrt(), P.flip(1)
-    V = (Z @ P) / sigma.clamp_min(1e-30)
-    return Q.double() @ P, sigma, V
+    exact = Z.double()
+    values, P = torch.linalg.eigh(exact.T @ exact)
+    sigma, P = values.flip(0).clamp_min(0.0).sqrt().to(Z), P.flip(1).to(Z)
+    return Q @ P, sigma, (Z @ P) / sigma.clamp_min(1e-30)
 
 
 def full(W: Tensor, C: Tensor | None, *, count: int, smallest: bool = False) -> Spectrum:

@@ -32,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 IDENTITY = "statistics.json"
 MEMORY = 2**31  # bytes of sums at a time; what does not fit is summed in another pass
-_BATCH = 16  # rows a forward
+_BATCH = 16  # rows a forward at most
+_PADDING = 1.125  # tokens with padding over those without, from which a batch is cut ...
+_ENOUGH = 256  # ... if it has that many: each costs a pass over the sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +214,18 @@ class _Gathering:
         mine = ordered[self.state.process_index :: self.state.num_processes]
         # A decoder's positions have a padding of their own; of a single row there is none.
         size = 1 if self.kind == "encoder-decoder" else _BATCH
-        for start in range(0, len(mine), size):
-            yield mine[start : start + size]
+        batch: list[dict[str, Any]] = []
+        tokens = 0
+        for item in mine:
+            length = len(item["input_ids"])
+            padded = (len(batch) + 1) * length > _PADDING * (tokens + length)
+            if len(batch) == size or (padded and tokens >= _ENOUGH):
+                yield batch
+                batch, tokens = [], 0
+            batch.append(item)
+            tokens += length
+        if batch:
+            yield batch
 
     @torch.no_grad()
     def _run(
