@@ -6,7 +6,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def processor_seconds(
-    cases: dict[str, Callable[[], object]], rounds: int
+    cases: Mapping[str, Callable[[], object]], rounds: int
 ) -> dict[str, list[float]]:
     """Return processor seconds a call, after one that does not count.
 

@@ -11,6 +11,7 @@ compared, with the same factors in both.
 
 import argparse
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from coadapt.backbone import ModelConfig
 from coadapt.model import MultiTaskModel, build_model
+from coadapt.modes import answering
 from coadapt.planning import Plan
 from coadapt.recipe import Recipe
 from coadapt.structures import Bank
@@ -62,7 +64,7 @@ def same_factors(peft: Any, model: MultiTaskModel) -> None:
                 theirs.lora_B[f"a{index}"].weight.copy_(mine[f"{block}/{name}/B"])
 
 
-def cases(options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
+def cases(options: argparse.Namespace, lasting: ExitStack) -> dict[str, Callable[[], Tensor]]:
     """Return every forward, having checked that they give the same."""
     rows = batch(options, TASKS)
     task_ids = rows["task_ids"]
@@ -71,6 +73,7 @@ def cases(options: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
     peft = peft_model(options, options.rank, TASKS, 0.0).eval()
     same_factors(peft, gated)
     names = [f"a{task}" for task in task_ids.tolist()]
+    lasting.enter_context(answering(gated))
 
     @torch.no_grad()
     def one_after_the_other() -> Tensor:
@@ -112,7 +115,8 @@ def main() -> None:
         options = argparse.Namespace(
             model="asset:minilm", batch=64, length=32, attention=None, **setting
         )
-        seconds = processor_seconds(cases(options), given.rounds)
+        with ExitStack() as lasting:  # as while scoring
+            seconds = processor_seconds(cases(options, lasting), given.rounds)
         found[name] = {
             "of the base": summary(seconds, "base"),
             "of PEFT adapter_names": summary(seconds, "PEFT adapter_names"),

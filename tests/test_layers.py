@@ -32,7 +32,7 @@ LEVELS = [
     ],
     ["recipe", "recipes"],
     [
-        *("backbone", "heads", "language", "moments", "settings", "loading", "model"),
+        *("backbone", "heads", "language", "moments", "settings", "loading", "model", "modes"),
         *("penalties", "processors", "quantization", "readouts", "token_cache"),
     ],
     [

@@ -14,6 +14,7 @@ from coadapt._stats import bootstrap, bootstrap_mean, interval
 from coadapt.backbone import compute_dtype
 from coadapt.language import OPTIONS_AT_ONCE, PROMPTS_AT_ONCE, answer_rows
 from coadapt.model import MultiTaskModel
+from coadapt.modes import answering
 from coadapt.tasks import METRICS, Metric, Task
 from coadapt.tasks.language import LanguageCollator
 from coadapt.tasks.render import Collator
@@ -131,17 +132,15 @@ def predict_outputs(
         batch_size: rows a forward.
     """
     index = model.task_id(task)
-    training = model.training
-    model.eval()
     order = np.argsort([len(row["input_ids"]) for row in encoded], kind="stable")
     outputs = np.zeros((len(encoded), model.tasks[index].num_outputs))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = collate([{**encoded[row], "task_id": index, "label": 0.0} for row in rows])
-        del batch["labels"]
-        moved = {name: value.to(model.device) for name, value in batch.items()}
-        outputs[rows] = model(**moved)["outputs"].double().cpu().numpy()
-    model.train(training)
+    with answering(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = collate([{**encoded[row], "task_id": index, "label": 0.0} for row in rows])
+            del batch["labels"]
+            moved = {name: value.to(model.device) for name, value in batch.items()}
+            outputs[rows] = model(**moved)["outputs"].double().cpu().numpy()
     return outputs
 
 

@@ -11,9 +11,9 @@ import torch
 from coadapt._errors import InputError, nearest
 from coadapt.evaluation import TaskScores, score_tasks
 from coadapt.language import answer_rows
-from coadapt.language.scoring import answering
 from coadapt.loading import Loader, encode_rows
 from coadapt.model import MultiTaskModel
+from coadapt.modes import answering
 from coadapt.tasks import Rows, TaskSuite
 from coadapt.tasks.pictures import pixel_inputs
 from coadapt.tasks.render import stack

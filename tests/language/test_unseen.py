@@ -12,8 +12,8 @@ import torch
 from coadapt import InputError
 from coadapt.fitting import train
 from coadapt.language import answer_rows, score_options
-from coadapt.language.scoring import answering
 from coadapt.loading import Loader
+from coadapt.modes import answering
 from coadapt.planning import Plan
 from coadapt.recipe import Recipe
 from coadapt.runs import load_run

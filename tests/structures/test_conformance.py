@@ -307,6 +307,31 @@ def test_layer_equals_the_dense_oracle_in_low_precision(part, offset, dtype, tol
     assert {f.dtype for f in case.layer.A} | {f.grad.dtype for f in case.layer.B} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_what_lasts_between_forwards_changes_no_bit(part, offset, dtype):
+    case = Case.make(part, offset=offset)
+    case.layer.eval().base.to(dtype)
+    x, one = rows_of(MIXED, 4, dtype=dtype), [MIXED[0]] * len(MIXED)
+    for _ in range(2):
+        with torch.no_grad():
+            expected = [case.forward(x, tasks) for tasks in (MIXED, one)]
+            with case.route.lasting():
+                for _ in range(2):
+                    found = [case.forward(x, tasks) for tasks in (MIXED, one)]
+                    assert all(map(torch.equal, found, expected))
+            for factor in trained(case.layer):  # what was made of them is not kept beyond the end
+                factor.mul_(1.5)
+
+
+def test_gradients_flow_while_factors_last(part):
+    case = Case.make(part)
+    case.layer.double()
+    with case.route.lasting():
+        with torch.no_grad():
+            case.forward(rows_of(MIXED, 4), MIXED)
+        compare_gradients(case, rows_of(MIXED, 4), MIXED, case.rounding)
+
+
 @pytest.mark.parametrize("task_ids", BATCHES.values(), ids=list(BATCHES))
 def test_layer_takes_any_batch(part, offset, task_ids):
     case = Case.make(part, offset=offset)

@@ -93,17 +93,26 @@ class DoraLinear(AbstractAdapted[AbstractGate]):
         drops = self.training and self.dropout.p > 0
         at_x = drops and self.dropout.at == "x"
         dropped = self.dropout.drop(x) if at_x else x
-        z = F.linear(dropped, self.A[0].to(x.dtype))
+        z = F.linear(dropped, self.route.joined(self.A, x.dtype).to(x.dtype))
         self.route.note("representation", self.name, z)
         if drops and not at_x:
             z = self.dropout.drop(z)
-        g = self._gain()
+        g = self.route.keep((id(self), "gain"), self._gain)
         if at_x:
             plain = F.linear(dropped, linear_weight(self.base).to(x.dtype))
         else:
             plain = y if self._bias is None else y - self._bias
         y = torch.addcmul(y, plain, (g - 1).to(y.dtype))  # at start the bits of the base map
-        return add_update(y, z, g.unsqueeze(1) * self.B[0], self.scale)
+        return add_update(y, z, self._up(g, y.dtype), self.scale)
+
+    def _up(self, g: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return g B, (out, r); what lasts in ``dtype`` and as the product wants it in memory."""
+
+        def up_t() -> Tensor:
+            up_t = (g.unsqueeze(1) * self.B[0]).t()
+            return up_t.to(dtype).contiguous() if self.route.lasts else up_t
+
+        return self.route.keep((id(self), "up", dtype), up_t).t()
 
     @property
     def _bias(self) -> Tensor | None:

@@ -9,19 +9,8 @@ from torch.nn import functional as F
 from coadapt.adapters.adapted import AbstractAdapted
 from coadapt.adapters.gate import AbstractGate
 from coadapt.adapters.products import add_update, is_plain, read
+from coadapt.adapters.route import join
 from coadapt.adapters.together import Together
-
-
-def join(parts: Sequence[Tensor]) -> Tensor:
-    """Return tensors one above the other; a single one as it is."""
-    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
-
-
-def take_rows(parts: Sequence[Tensor], index: Tensor) -> Tensor:
-    """Return (B, r, d) rows of parts that stand one above the other; past the last are zeros."""
-    whole = torch.cat([*parts, parts[0].new_zeros(1, parts[0].shape[1])])
-    # In the parameters' own dtype, so that gradients of rows that share one are added up in it.
-    return F.embedding(index, whole)
 
 
 class PartitionedLinear(AbstractAdapted[AbstractGate]):
@@ -55,7 +44,7 @@ class PartitionedLinear(AbstractAdapted[AbstractGate]):
         y, products, into = self._read(x, blocks)
         z, z0, logits = self._divided(products, blocks)
         h = self._gated(z, z0, logits)
-        y = add_update(y, h, self._ups(blocks), self.scale, into=into)
+        y = add_update(y, h, self._ups(blocks, y.dtype), self.scale, into=into)
         return y.view(*x.shape[:-1], self.out_features)
 
     def _own(self, x: Tensor) -> Tensor | None:
@@ -66,11 +55,12 @@ class PartitionedLinear(AbstractAdapted[AbstractGate]):
 
     def _by_row(self, x: Tensor, y: Tensor, blocks: Sequence[int], own: Tensor) -> Tensor:
         """Return y + s B h with the entries that each row uses, as products of a batch."""
-        A, B = [self.A[k] for k in blocks], [self.B[k].t() for k in blocks]
-        a, b, drops = take_rows(A, own), take_rows(B, own), self.training
+        a = self._rows([self.A[k] for k in blocks], own, x.dtype)
+        b, drops = self._rows([self.B[k] for k in blocks], own, x.dtype, up=True), self.training
         if fixed := self._fixed(blocks):
-            a = torch.cat([a, take_rows([self.A0[k] for k in fixed], own)], dim=1)
-            b = torch.cat([b, -take_rows([self.B0[k].t() for k in fixed], own)], dim=1)
+            down = self._rows([self.A0[k] for k in fixed], own, x.dtype)
+            up = self._rows([self.B0[k] for k in fixed], own, x.dtype, up=True)
+            a, b = torch.cat([a, down], dim=1), torch.cat([b, -up], dim=1)
         rows = x.reshape(len(x), -1, self.in_features)
         z = torch.bmm(rows, a.to(x.dtype).transpose(1, 2))
         if drops and self.dropout.p > 0:
@@ -81,13 +71,27 @@ class PartitionedLinear(AbstractAdapted[AbstractGate]):
         into = None if torch.is_grad_enabled() or not is_plain(self.base, x) else flat
         return torch.baddbmm(flat, z, b.to(y.dtype), alpha=self.scale, out=into).view(y.shape)
 
+    def _rows(
+        self, parts: Sequence[Tensor], own: Tensor, dtype: torch.dtype, *, up: bool = False
+    ) -> Tensor:
+        """Return (B, r, d) what each row uses of A, or of the transposed B; past it are zeros."""
+
+        def table() -> Tensor:
+            lines = [part.t() for part in parts] if up else list(parts)
+            whole = torch.cat([*lines, lines[0].new_zeros(1, lines[0].shape[1])])
+            # In the parameters' own dtype, so that gradients of rows that share one are added up
+            # in it.
+            return whole.to(dtype) if self.route.lasts else whole
+
+        return F.embedding(own, self.route.keep(("rows", dtype, *map(id, parts)), table))
+
     def _read(self, x: Tensor, blocks: Sequence[int]) -> tuple[Tensor, Tensor, bool]:
         """Return W x + b, the products with :meth:`_downs`, and whether the first is ours alone."""
         if self.together is not None and not torch.compiler.is_compiling():
             found = self.together.take(self, x)
             if found is not None:
                 return *found, True
-        A = join(self._downs(blocks))
+        A = self.route.joined(self._downs(blocks), x.dtype)
         if self._drops_x:
             width = self._widths(blocks)[0]
             products = [F.linear(self.dropout.drop(x), A[:width].to(x.dtype))]
@@ -146,10 +150,16 @@ class PartitionedLinear(AbstractAdapted[AbstractGate]):
             z = self.dropout.drop(z)
         return z if z0 is None else torch.cat([z, z0], dim=-1)
 
-    def _ups(self, blocks: Sequence[int]) -> Tensor:
+    def _ups(self, blocks: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return (out, R) the blocks' B side by side, then those of the frozen start negated."""
-        ups = [self.B[block] for block in blocks] + [-self.B0[k] for k in self._fixed(blocks)]
-        return join([up.t() for up in ups]).t()  # in memory as the product wants it
+
+        def up_t() -> Tensor:
+            ups = [self.B[block] for block in blocks] + [-self.B0[k] for k in self._fixed(blocks)]
+            whole = join([up.t() for up in ups])
+            return whole.to(dtype).contiguous() if self.route.lasts else whole
+
+        # Transposed it lies in memory as the product wants it.
+        return self.route.keep((id(self), "up", dtype, *blocks), up_t).t()
 
     def _fixed(self, blocks: Sequence[int]) -> Sequence[int]:
         """Return which blocks of the frozen start take part; heads have a single one together."""

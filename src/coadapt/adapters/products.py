@@ -54,7 +54,11 @@ def read(x: Tensor, bases: Sequence[nn.Module], A: Tensor) -> tuple[list[Tensor]
     """
     flat = x.reshape(-1, x.shape[-1])
     weights = [base.get_parameter("weight") for base in bases]
-    *ys, z_t = _Read.apply(flat, A, weights, [getattr(base, "bias", None) for base in bases])
+    biases = [getattr(base, "bias", None) for base in bases]
+    if torch.is_grad_enabled():
+        *ys, z_t = _Read.apply(flat, A, weights, biases)
+    else:
+        *ys, z_t = _products(flat, A.to(x.dtype), weights, biases)
     return ys, z_t.t().view(*x.shape[:-1], len(A))
 
 
@@ -75,7 +79,21 @@ def add_update(y: Tensor, h: Tensor, B: Tensor, scale: float, *, into: bool = Fa
         )
     flat = y if into else y.reshape(-1, y.shape[-1])
     columns = h.reshape(-1, h.shape[-1]).to(y.dtype)
-    return _Add.apply(flat, columns, B.t(), scale, into).view(y.shape)
+    if torch.is_grad_enabled():
+        return _Add.apply(flat, columns, B.t(), scale, into).view(y.shape)
+    up = B.t().to(y.dtype).contiguous()
+    return torch.addmm(flat, columns, up, alpha=scale, out=flat if into else None).view(y.shape)
+
+
+def _products(
+    x: Tensor, A: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """Return x W' + b of several maps, and A x' (R, n)."""
+    ys = [
+        torch.mm(x, W.t()) if b is None else torch.addmm(b, x, W.t())
+        for W, b in zip(weights, biases, strict=True)
+    ]
+    return (*ys, torch.mm(A, x.t()))
 
 
 class _Read(Function):
@@ -93,11 +111,7 @@ class _Read(Function):
         down = A.to(x.dtype)
         ctx.save_for_backward(x, down, *weights)
         ctx.dtype = A.dtype
-        ys = [
-            torch.mm(x, W.t()) if b is None else torch.addmm(b, x, W.t())
-            for W, b in zip(weights, biases, strict=True)
-        ]
-        return (*ys, torch.mm(down, x.t()))
+        return _products(x, down, weights, biases)
 
     @staticmethod
     @once_differentiable

@@ -1,6 +1,6 @@
 """The tasks of the rows of the forward that is running, which every layer can look at."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,6 +9,11 @@ from torch import Tensor
 from coadapt._errors import InputError
 
 Watched = Mapping[str, Collection[str]]
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Return tensors one above the other; a single one as it is."""
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 class Route:
@@ -25,6 +30,7 @@ class Route:
         self.fixed: tuple[float, ...] | None = None
         self.bare = False
         self._memo: dict[object, Tensor] = {}
+        self._lasting: dict[object, Tensor] | None = None
         self._watched: Watched = {}
         self._noted: dict[str, dict[str, Tensor]] = {}
 
@@ -113,6 +119,47 @@ class Route:
                 "call the MultiTaskModel with task_ids rather than its backbone"
             )
         return self.task_ids
+
+    @contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Let layers keep what they make of their factors alone, while gradients are off.
+
+        For forwards between which no factor changes. It costs the memory of a copy of the factors,
+        until the end.
+        """
+        before, self._lasting = self._lasting, {}
+        try:
+            yield
+        finally:
+            self._lasting = before
+
+    @property
+    def lasts(self) -> bool:
+        """Whether factors are as they were in the last forward; see :meth:`lasting`."""
+        if self._lasting is None or torch.is_grad_enabled():
+            return False
+        return not torch.compiler.is_compiling()
+
+    def keep(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+        """Return what ``make`` returned for the key before, if it :attr:`lasts`.
+
+        Args:
+            key: of a layer and what is made of its factors.
+            make: makes it of the factors alone.
+        """
+        if self._lasting is None or not self.lasts:
+            return make()
+        if key not in self._lasting:
+            self._lasting[key] = make()
+        return self._lasting[key]
+
+    def joined(self, parameters: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+        """Return them one above the other, in ``dtype`` if they last, else in their own."""
+        parameters = list(parameters)
+        if not self.lasts:
+            return join(parameters)
+        key = ("joined", dtype, *map(id, parameters))
+        return self.keep(key, lambda: join(parameters).to(dtype))
 
     def remember(self, key: object, value: Tensor) -> Tensor:
         """Keep a value that all layers share until the next forward."""

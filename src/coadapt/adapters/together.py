@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coadapt.adapters.products import read
+from coadapt.adapters.route import Route
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,9 +21,11 @@ class Reader(Protocol):
 
     Attributes:
         base: the frozen map.
+        route: the one of all layers.
     """
 
     base: nn.Module
+    route: Route
 
     def asks(self, x: Tensor) -> list[Tensor] | None:
         """Return what x is to be multiplied with beside ``base``; None if only the layer can."""
@@ -60,7 +63,8 @@ class Together(Generic[ReaderT]):
             return None
         self._of, self._state = weakref.ref(x), state
         parts = [part for each in asked for part in each or ()]
-        ys, z = read(x, [other.base for other in self._layers], torch.cat(parts))
+        A = self._layers[0].route.joined(parts, x.dtype)
+        ys, z = read(x, [other.base for other in self._layers], A)
         widths = [sum(map(len, each or ())) for each in asked]
         for other, *made in zip(self._layers, ys, z.split(widths, dim=-1), strict=True):
             self._made[id(other)] = made[0], made[1]

@@ -29,6 +29,7 @@ from coadapt.exporting.layout import (
 from coadapt.exporting.report import ExportReport
 from coadapt.exporting.verify import answer_logits, in_float32
 from coadapt.model import MultiTaskModel
+from coadapt.modes import evaluating
 from coadapt.processors import load_processor
 from coadapt.tasks import Rows, Task
 from coadapt.tasks.language import IGNORED, LanguageCollator
@@ -186,9 +187,8 @@ def _classes_of_both(
     index = model.task_id(task.name)
     batch = Collator(tokenizer)([{**row, "task_id": index, "label": 0.0} for row in encoded])
     del batch["labels"]
-    was_training = model.training
-    own = model.eval()(**batch)["outputs"][:, : task.num_outputs]
-    model.train(was_training)
+    with evaluating(model):
+        own = model(**batch)["outputs"][:, : task.num_outputs]
     del batch["task_ids"]
     return merged(**batch).logits, own
 

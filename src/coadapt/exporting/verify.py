@@ -18,6 +18,7 @@ from coadapt.evaluation import Encoded, predict_outputs
 from coadapt.exporting.layout import ROUTES, load_fresh, stock_class
 from coadapt.inits import Start
 from coadapt.model import MultiTaskModel, build_model
+from coadapt.modes import evaluating
 from coadapt.quantization import unpack_model
 from coadapt.readouts import LanguageReadout, shifted_right
 from coadapt.tasks.language import IGNORED, LanguageCollator
@@ -99,12 +100,9 @@ def answer_logits(model: MultiTaskModel, batch: Mapping[str, Tensor], task: str)
     if model.kind == "encoder-decoder":
         inputs["decoder_input_ids"] = shifted_right(model.backbone, batch["labels"])
     model.route.set(torch.full((len(batch["labels"]),), model.task_id(task)))
-    training = model.training
-    model.eval()
     wanted = batch["labels"] != IGNORED
-    logits, _ = model.readout.run(model.backbone, {**inputs, "use_cache": False}, wanted)
-    model.train(training)
-    return logits
+    with evaluating(model):
+        return model.readout.run(model.backbone, {**inputs, "use_cache": False}, wanted)[0]
 
 
 @torch.no_grad()

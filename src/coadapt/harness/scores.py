@@ -15,9 +15,9 @@ from coadapt._errors import InputError
 from coadapt._files import write_json
 from coadapt._seeds import named_seed
 from coadapt.harness.tasks import HarnessTask, brief
-from coadapt.language.scoring import answering
 from coadapt.loading import Loader
 from coadapt.model import MultiTaskModel
+from coadapt.modes import answering
 from coadapt.runs import RESULT, Run
 from coadapt.unseen import Service, serve
 

@@ -8,8 +8,9 @@ import torch
 from transformers import GenerationConfig
 
 from coadapt._seeds import named_seed
-from coadapt.language.scoring import Items, answering
+from coadapt.language.scoring import Items
 from coadapt.model import MultiTaskModel
+from coadapt.modes import answering
 from coadapt.tasks.pictures import pixel_inputs
 from coadapt.tasks.prompts import Generation
 from coadapt.tasks.render import stack

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from coadapt.model import MultiTaskModel
+from coadapt.modes import answering
 from coadapt.readouts import LanguageReadout, shifted_right
 from coadapt.tasks.language import IGNORED, LanguageCollator
 from coadapt.tasks.pictures import pixel_inputs
@@ -86,17 +86,6 @@ def _answer_alone(item: Mapping[str, Any]) -> dict[str, Any]:
     """Return an item whose prompt carries no labels."""
     known = len(item["labels"]) - item["num_answer"]
     return {**item, "labels": [IGNORED] * known + item["labels"][known:]}
-
-
-@contextmanager
-def answering(model: MultiTaskModel) -> Iterator[None]:
-    """Put a model into evaluation mode, and back."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _lots(items: Items) -> Iterator[list[int]]:

@@ -15,7 +15,6 @@ from coadapt._seeds import named_seed
 from coadapt.backbone import ModelConfig
 from coadapt.config import to_plain
 from coadapt.exporting.peft_format import pad, rank_of
-from coadapt.language.scoring import answering
 from coadapt.loading import Loader
 from coadapt.lora_hub import LoraHub
 from coadapt.merging.composing import (
@@ -28,6 +27,7 @@ from coadapt.merging.composing import (
 )
 from coadapt.merging.searching import minimize
 from coadapt.model import MultiTaskModel
+from coadapt.modes import answering, evaluating
 from coadapt.structures import Bank
 from coadapt.tasks import TaskSuite
 from coadapt.tasks.render import TaskDataset
@@ -120,7 +120,7 @@ def search_for_task(
         losses.append(_mean_loss(model, batches))
         return hub.objective(losses[-1], weights.tolist())
 
-    with borrowing(model, host), answering(model):
+    with borrowing(model, host), evaluating(model):  # its factors change
         found = minimize(
             objective,
             len(pool),
@@ -310,5 +310,6 @@ def _batches(
 
 @torch.no_grad()
 def _mean_loss(model: MultiTaskModel, batches: Sequence[dict[str, Tensor]]) -> float:
-    losses = torch.cat([model(**batch)["row_losses"].double() for batch in batches])
+    with answering(model):
+        losses = torch.cat([model(**batch)["row_losses"].double() for batch in batches])
     return float(losses.mean())
