@@ -255,8 +255,8 @@ def _row(cells: list[Cell], folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def report(console: Console) -> None:
-    """Print, for each task and both, the mean over seeds and the difference to LoRA's."""
+def sheets() -> Iterator[Sheet]:
+    """Yield, for each task and both, the mean over seeds and the difference to LoRA's."""
     found = read_json(RESULTS)
     base = "LoRA from scratch, R = 8"
     for task in (*NEW, "mean"):
@@ -275,12 +275,10 @@ def report(console: Console) -> None:
             values = max(r["trainable"] for r in found["arms"] if r["arm"] == arm.name)
             rows.append((arm.name, f"{values:,}", *cells))
         columns = [c for shots in SHOTS for c in (f"{shots} rows", "less LoRA's")]
-        console.print(
-            Sheet(
-                title=f"{task}: test accuracy, {len(SEEDS)} seeds, 95 % intervals",
-                columns=("arm", "values", *columns),
-                rows=tuple(rows),
-            ).to_rich()
+        yield Sheet(
+            title=f"{task}: test accuracy, {len(SEEDS)} seeds, 95 % intervals",
+            columns=("arm", "values", *columns),
+            rows=tuple(rows),
         )
 
 
@@ -295,10 +293,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="read the committed results")
+    parser.add_argument("--markdown", action="store_true", help="as docs/transfer.md has it")
     given = parser.parse_args()
     if not given.report:
         experiment(given.output, given.workers)
-    report(Console(width=200))
+    console = Console(width=200)
+    for sheet in sheets():
+        if given.markdown:
+            print(sheet.to_markdown())
+        else:
+            console.print(sheet.to_rich())
 
 
 if __name__ == "__main__":
