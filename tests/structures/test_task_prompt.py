@@ -120,7 +120,7 @@ def test_outputs_and_gradients_against_loops(name, structure, attention):
         close(parameter.grad, wanted, tolerance)
         moved += bool(wanted.abs().max() > 1e-3)
     assert moved == len(exact)  # each of them does something
-    with torch.no_grad():  # by the kept keys and values
+    with torch.no_grad():  # each task's keys and values on their own
         close(weighed(run(model, inputs, MIXED), name), value, tolerance)
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModel
 from coadapt.adapters import prompts
 from coadapt.groups import FastSlow
 from coadapt.model import MultiTaskModel, build_model
+from coadapt.modes import answering
 from coadapt.planning import Plan
 from coadapt.recipe import Recipe
 from coadapt.runs import Run, load_run
@@ -31,7 +32,11 @@ LENGTHS, TASK_IDS = (6, 3, 5, 1), (1, 0, 2, 1)
 
 @torch.no_grad()
 def evaluated(model: MultiTaskModel, task_ids: Any = TASK_IDS) -> Tensor:
-    return run(model, make_inputs("bert", LENGTHS), task_ids)
+    inputs = make_inputs("bert", LENGTHS)
+    with answering(model):
+        found = run(model, inputs, task_ids)
+        assert torch.equal(run(model, inputs, task_ids), found)
+    return found
 
 
 def own_of(model: MultiTaskModel, task: int) -> list[Tensor]:
@@ -149,7 +154,7 @@ def test_kept_keys_are_renewed_when_a_weight_changes(change):
     assert torch.equal(after, evaluated(fresh))
 
 
-def test_keys_are_made_once_while_a_task_s_weights_stay(monkeypatch):
+def test_keys_of_a_task_are_made_once_while_a_model_answers(monkeypatch):
     model, made = scattered("bert", PART), []
 
     def make(attention: Any, x: Tensor, head_width: int) -> Any:
@@ -158,17 +163,15 @@ def test_keys_are_made_once_while_a_task_s_weights_stay(monkeypatch):
 
     stock = prompts.keys_and_values
     monkeypatch.setattr(prompts, "keys_and_values", make)
-    # Of three tasks in two layers all, none, one task's, all.
-    for changed, expected in (("", 6), ("", 0), ("three", 2), ("shared", 6)):
-        with torch.no_grad():
-            for name, tensor in model.attached.tensors().items():
-                if name.split("/")[0] == changed:
-                    tensor.mul_(2.0)
-        made.clear()
-        evaluated(model, (2, 0, 1, 1))
-        assert made == [1] * expected
+    inputs = make_inputs("bert", LENGTHS)
+    for _ in range(2):  # another time they may be others
+        with torch.no_grad(), answering(model):
+            for tasks, expected in (((2, 0), 4), ((2, 0, 1, 1), 2), ((2, 0, 1, 1), 0)):
+                made.clear()
+                run(model, {key: value[: len(tasks)] for key, value in inputs.items()}, tasks)
+                assert made == [1] * expected  # of each task that is new, in two layers
     made.clear()
-    run(model, make_inputs("bert", LENGTHS), TASK_IDS)
+    run(model, inputs, TASK_IDS)
     assert made == [3, 3]  # with a graph, those of all tasks at once
 
 

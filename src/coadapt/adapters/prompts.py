@@ -1,6 +1,7 @@
 """Prompts that an attention module of a frozen model attends to beside its own keys."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -11,8 +12,6 @@ from coadapt.adapters.route import Route
 
 PromptForm = Literal["additive", "hadamard"]
 PromptGate = Literal["layer", "head", "none"]
-
-Kept = tuple[tuple[int, ...], Tensor, Tensor]
 
 
 class TaskPrompts(nn.Module):
@@ -73,12 +72,6 @@ class TaskPrompts(nn.Module):
         sizes = {"layer": 1, "head": num_heads, "none": 0}
         self.g = nn.Parameter(torch.zeros(sizes[gate], device=device)) if gate != "none" else None
         self.scale, self.route = scale, route
-        self._kept: dict[int, Kept] = {}
-
-    def train(self, mode: bool = True) -> "TaskPrompts":
-        """Change the mode and forget what was kept; the weights may be edited in between."""
-        self._kept.clear()
-        return super().train(mode)
 
     def prompts(self, tasks: Sequence[int]) -> Tensor:
         """Return (N, L, d) the prompts of some tasks."""
@@ -150,29 +143,17 @@ class TaskPrompts(nn.Module):
     def _made(
         self, attention: nn.Module, query: Tensor, tasks: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Return keys and values a task, those of before where no weight has changed since."""
+        """Return keys and values a task; without gradients each task's are made on their own."""
+
+        def make(of: Sequence[int]) -> tuple[Tensor, Tensor]:
+            return keys_and_values(attention, self.prompts(of).to(query.dtype), query.shape[-1])
+
         if self.route.every_block:  # gradients will be asked for
-            # A fused optimizer changes the weights and not their versions; a forward like this one
-            # comes before.
-            self._kept.clear()
-            prompts = self.prompts(tasks).to(query.dtype)
-            return keys_and_values(attention, prompts, query.shape[-1])
-        parts = [self._remembered(attention, query, task) for task in tasks]
+            return make(tasks)
+        key = (id(self), query.dtype)
+        parts = [self.route.keep((*key, task), partial(make, [task])) for task in tasks]
         keys, values = zip(*parts, strict=True)
         return torch.cat(keys), torch.cat(values)
-
-    def _remembered(self, attention: nn.Module, query: Tensor, task: int) -> tuple[Tensor, Tensor]:
-        used = [self.theta, *([self.B] if self.B is not None else [])]
-        used += [self.u[task], self.v[task]] if len(self.u) else []
-        state = tuple(value for p in used for value in (p._version, p.data_ptr()))
-        kept = self._kept.get(task)
-        if kept is None or kept[0] != state or kept[1].dtype != query.dtype:
-            prompt = self.prompts([task]).to(query.dtype)
-            kept = self._kept[task] = (
-                state,
-                *keys_and_values(attention, prompt, query.shape[-1]),
-            )
-        return kept[1], kept[2]
 
     def extra_repr(self) -> str:
         """Return the sizes."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from coadapt._errors import InputError
 
 Watched = Mapping[str, Collection[str]]
+MadeT = TypeVar("MadeT")
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
@@ -30,7 +32,7 @@ class Route:
         self.fixed: tuple[float, ...] | None = None
         self.bare = False
         self._memo: dict[object, Tensor] = {}
-        self._lasting: dict[object, Tensor] | None = None
+        self._lasting: dict[object, Any] | None = None
         self._watched: Watched = {}
         self._noted: dict[str, dict[str, Tensor]] = {}
 
@@ -140,7 +142,7 @@ class Route:
             return False
         return not torch.compiler.is_compiling()
 
-    def keep(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+    def keep(self, key: object, make: Callable[[], MadeT]) -> MadeT:
         """Return what ``make`` returned for the key before, if it :attr:`lasts`.
 
         Args:
