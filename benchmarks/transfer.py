@@ -255,10 +255,9 @@ def _row(cells: list[Cell], folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def sheets() -> Iterator[Sheet]:
-    """Yield, for each task and both, the mean over seeds and the difference to LoRA's."""
+def sheets(base: str) -> Iterator[Sheet]:
+    """Yield, for each task and both, the mean over seeds and the difference to an arm's."""
     found = read_json(RESULTS)
-    base = "LoRA from scratch, R = 8"
     for task in (*NEW, "mean"):
         rows = []
         for arm in ARMS:
@@ -274,9 +273,10 @@ def sheets() -> Iterator[Sheet]:
                     cells.append(f"{gain.mean:+.3f} ({gain.low:+.3f}, {gain.high:+.3f})")
             values = max(r["trainable"] for r in found["arms"] if r["arm"] == arm.name)
             rows.append((arm.name, f"{values:,}", *cells))
-        columns = [c for shots in SHOTS for c in (f"{shots} rows", "less LoRA's")]
+        columns = [c for shots in SHOTS for c in (f"{shots} rows", "difference")]
         yield Sheet(
-            title=f"{task}: test accuracy, {len(SEEDS)} seeds, 95 % intervals",
+            title=f"{task}: test accuracy and difference to {base}, {len(SEEDS)} seeds, 95 % "
+            "intervals",
             columns=("arm", "values", *columns),
             rows=tuple(rows),
         )
@@ -293,12 +293,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="read the committed results")
+    parser.add_argument("--against", choices=[arm.name for arm in ARMS], default=ARMS[-3].name)
     parser.add_argument("--markdown", action="store_true", help="as docs/transfer.md has it")
     given = parser.parse_args()
     if not given.report:
         experiment(given.output, given.workers)
     console = Console(width=200)
-    for sheet in sheets():
+    for sheet in sheets(given.against):
         if given.markdown:
             print(sheet.to_markdown())
         else:
