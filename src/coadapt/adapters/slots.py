@@ -125,7 +125,13 @@ class AbstractSlotted(AbstractAdapted[SlotRouter | SlotFollower]):
 
     def _down(self, x: Tensor) -> Tensor:
         """Return A x of all experts, (..., R)."""
-        return F.linear(self._dropped(x, "x"), torch.cat(list(self.A)).to(x.dtype))
+        A = self.route.joined(self.A, x.dtype)
+        return F.linear(self._dropped(x, "x"), A.to(x.dtype))
+
+    def _up(self, dtype: torch.dtype) -> Tensor:
+        """Return (out, R) B of all experts, in ``dtype``."""
+        key = (id(self), "up", dtype)
+        return self.route.keep(key, lambda: torch.cat(list(self.B), dim=1).to(dtype))
 
     def _dropped(self, values: Tensor, place: str) -> Tensor:
         drops = self.training and self.dropout.at == place
@@ -171,8 +177,7 @@ class SlotLinear(AbstractSlotted):
         z = self._down(x)
         self.route.note("representation", self.name, z)
         h = self._dropped(z, "z").unsqueeze(-2) * opened.to(z.dtype)
-        B = torch.cat(list(self.B), dim=1)
-        update = F.linear(h.to(y.dtype), B.to(y.dtype))
+        update = F.linear(h.to(y.dtype), self._up(y.dtype))
         return torch.add(y.unsqueeze(-2), update, alpha=self.scale)
 
 
@@ -193,7 +198,7 @@ class SlotSum(AbstractSlotted):
         z = self._down(a) * weights.unsqueeze(-1).to(a.dtype)
         self.route.note("representation", self.name, z.sum(dim=-2))
         h = (self._dropped(z, "z") * opened.to(z.dtype)).sum(dim=-2)
-        return add_update(y, h, torch.cat(list(self.B), dim=1), self.scale)
+        return add_update(y, h, self._up(y.dtype), self.scale)
 
 
 def _mean(a: Tensor, weights: Tensor) -> Tensor:
