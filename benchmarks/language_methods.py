@@ -70,7 +70,7 @@ def unseen(
         # An arm's name is the beginning of its group's, which adds rows and tasks.
         (group,) = (p for p in (folder / "runs").iterdir() if p.name.startswith(f"{arm['arm']}-n"))
         for seed in arm["seeds"]:
-            path = group / f"final_seed{seed}"
+            path = group / f"trial{arm['chosen']}_seed{seed}"
             opened = load_run(path, loader=loader)
             if other.name not in opened.result.get("unseen", {}):
                 console.print(f"{group.name}, seed {seed}: unseen tasks")
