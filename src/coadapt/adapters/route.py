@@ -47,7 +47,9 @@ class Route:
             task_ids: (B,) indices of the rows' tasks; (1, S) those of a packed row's positions.
         """
         self.task_ids = task_ids
-        self.present = tuple(torch.unique(task_ids).tolist())
+        before, self.present = self.present, tuple(torch.unique(task_ids).tolist())
+        if self._lasting and self.present != before:  # or every set of tasks would leave a copy
+            self._lasting.clear()
         # Decided here and not in the layer: re-entrant checkpointing runs a layer's first pass
         # without gradients, and both passes must take the same path.
         self.every_block = torch.is_grad_enabled()
@@ -127,7 +129,7 @@ class Route:
         """Let layers keep what they make of their factors alone, while gradients are off.
 
         For forwards between which no factor changes. It costs the memory of a copy of the factors,
-        until the end.
+        until the end or until other tasks come.
         """
         before, self._lasting = self._lasting, {}
         try:
