@@ -1,16 +1,18 @@
 """Methods on a small language model, in domain and on tasks that none was trained on.
 
-    python benchmarks/language_methods.py --output runs/commonsense --data-root DIR  # resumes
+    python benchmarks/language_methods.py --output runs --data-root DIR  # resumes
+    python benchmarks/language_methods.py --output runs --data-root DIR --only commonsense_prompts
     python benchmarks/language_methods.py --report  # the committed result
 
-Trains SmolLM2-135M-Instruct by studies/commonsense.yaml and commonsense_rank8.yaml on four tasks
-of DIR/commonsense/<task>/<split>.jsonl, which takes hours. The final runs, and the model as it
-comes, are then scored on four tasks of BIG-Bench Hard in DIR/bbh/<task>/test.jsonl. Differences to
-LoRA are paired by seed, with Student's interval: with two seeds it is 12.7 standard errors wide,
-so that by row stands beside it.
+Trains SmolLM2-135M-Instruct by the studies that STUDIES names on tasks of
+DIR/commonsense/<task>/<split>.jsonl, which takes hours. The final runs, and the model as it comes,
+are then scored on four tasks of BIG-Bench Hard in DIR/bbh/<task>/test.jsonl. Differences to LoRA
+are paired by seed, with Student's interval: with two seeds it is 12.7 standard errors wide, so that
+by row stands beside it.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +32,32 @@ from coadapt.tasks import METRICS, TaskSuite
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "language_methods.json"
-STUDIES = ("commonsense", "commonsense_rank8")
 SEEN = ("boolq", "openbookqa", "arc_easy", "arc_challenge")
+# The studies in benchmarks/studies, each with the tasks that it trains on.
+STUDIES = {
+    "commonsense": SEEN,
+    "commonsense_rank8": SEEN,
+    "commonsense_prompts": SEEN,
+    "commonsense_two": ("openbookqa", "arc_challenge"),
+}
 UNSEEN = ("boolean_expressions", "navigate", "sports_understanding", "web_of_lies")
 BASELINE = "lora"
 
 
-def run(output: Path, data: Path, workers: int, console: Console) -> dict[str, Any]:
-    """Run the studies, then score their final runs on the unseen tasks."""
+def run(
+    names: Sequence[str], output: Path, data: Path, workers: int, console: Console
+) -> dict[str, Any]:
+    """Run the studies, score their final runs on the unseen tasks, and add them to the result."""
     other = load_suite("bbh", data_root=data / "bbh", only=UNSEEN)
-    found: dict[str, Any] = {"environment": describe_environment(), "studies": {}}
-    for name in STUDIES:
+    found = read_json(RESULT) if RESULT.is_file() else {"studies": {}}
+    for name in names:
         folder = output / name
         summary = run_study(
             HERE / "studies" / f"{name}.yaml",
             folder,
             resume=(folder / "study.json").is_file(),
             data_root=data / "commonsense",
-            tasks=SEEN,
+            tasks=STUDIES[name],
             workers=workers,
             console=console,
         )
@@ -56,7 +66,7 @@ def run(output: Path, data: Path, workers: int, console: Console) -> dict[str, A
             "unseen": unseen(folder, summary, other, console),
         }
     found["untrained"] = untrained(output / "untrained", data, other)
-    found = finite(found)
+    found = finite(found | {"environment": describe_environment()})
     write_json(RESULT, found)
     return found
 
@@ -82,8 +92,9 @@ def unseen(
 
 
 def rule_of(opened: coadapt.Run) -> str | None:
-    """Return which blocks serve an unseen task: where rows are gated by task, the mean of all."""
-    return "mean" if opened.model.recipe.structure.depends_on == "task" else None
+    """Return which blocks serve an unseen task: the tasks' mean, or the prompt that they share."""
+    by_task = opened.model.recipe.structure.depends_on == "task"
+    return "mean" if by_task and not opened.model.attached.prompts else None
 
 
 def values(path: Path, suite: TaskSuite) -> dict[str, np.ndarray]:
@@ -133,7 +144,7 @@ def row(
 
 def untrained(folder: Path, data: Path, other: TaskSuite) -> dict[str, Any]:
     """Return the scores of the model as it comes, on the same test rows."""
-    study = coadapt.config.load_yaml(HERE / "studies" / f"{STUDIES[0]}.yaml")
+    study = coadapt.config.load_yaml(HERE / "studies" / "commonsense.yaml")
     held_out = study["held_out"] | {"train": study["rows"][0]}
     suite = load_suite(
         "commonsense8",
@@ -190,8 +201,9 @@ def _told(value: float | None, ends: list[float] | None) -> str:
 def main() -> None:
     """Run or report."""
     parser = argparse.ArgumentParser(description="methods on SmolLM2")
-    parser.add_argument("--output", type=Path, default=Path("runs/commonsense"))
+    parser.add_argument("--output", type=Path, default=Path("runs"))
     parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="print the committed result")
     given = parser.parse_args()
@@ -201,7 +213,7 @@ def main() -> None:
     else:
         if given.data_root is None:
             parser.error("--data-root is needed to run")
-        result = run(given.output, given.data_root, given.workers, console)
+        result = run(given.only, given.output, given.data_root, given.workers, console)
     for sheet in sheets(result):
         console.print(sheet.to_rich())
 
